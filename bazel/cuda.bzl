@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""@cuda, and a rule that compiles CUDA sources with nvcc.
+
+nvcc is looked for on PATH, in CUDA_HOME and among NVIDIA's wheels, which
+`make setup` installs when there is no other.
+"""
+
+load(":workspace.bzl", "run", "workspace_path")
+
+_BUILD = """
+package(default_visibility = ["//visibility:public"])
+
+exports_files(["nvcc"])
+
+cc_library(
+    name = "headers",
+    hdrs = glob([
+        "include/*.h",
+        "include/*.hpp",
+        "include/crt/**",
+    ]),
+    includes = ["include"],
+)
+
+# The run-time library is linked statically: it needs nothing but the driver,
+# and stays apart from the one that XLA has loaded.
+cc_library(
+    name = "cudart",
+    srcs = ["lib/libcudart_static.a"],
+    linkopts = ["-ldl", "-lpthread", "-lrt"],
+    deps = [":headers"],
+)
+"""
+
+def _cuda_root(repository_ctx):
+    """Returns the toolkit's root directory as a string."""
+    nvcc = repository_ctx.which("nvcc")
+    home = repository_ctx.os.environ.get("CUDA_HOME")
+    if nvcc == None and home:
+        nvcc = repository_ctx.path(home + "/bin/nvcc")
+    if nvcc == None or not nvcc.exists:
+        nvcc = workspace_path(repository_ctx, ".deps/cuda/nvidia/cu13/bin/nvcc")
+
+    # nvcc may be a script or a link; it knows itself where it lives.
+    result = repository_ctx.execute([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"])
+    for line in (result.stdout + result.stderr).splitlines():
+        if line.startswith("#$ TOP="):
+            return str(repository_ctx.path(line[len("#$ TOP="):]).realpath)
+    fail("%s does not say where its toolkit is: %s" % (nvcc, result.stderr))
+
+def _cuda_repository_impl(repository_ctx):
+    root = _cuda_root(repository_ctx)
+    repository_ctx.symlink(root + "/include", "include")
+    for directory in ["lib64", "lib"]:
+        library = repository_ctx.path(root + "/%s/libcudart_static.a" % directory)
+        if library.exists:
+            repository_ctx.symlink(library, "lib/libcudart_static.a")
+            break
+    repository_ctx.file(
+        "nvcc",
+        "#!/bin/sh\nexec '%s/bin/nvcc' \"$@\"\n" % root,
+        executable = True,
+    )
+    repository_ctx.file("BUILD", _BUILD)
+
+cuda_repository = repository_rule(
+    implementation = _cuda_repository_impl,
+    configure = True,
+    environ = ["CUDA_HOME", "PATH"],
+    local = True,
+)
+
+# A100, H100/H200 and B200/GB200 get machine code. Other devices from the A100
+# on have the driver compile the PTX of the oldest.
+_ARCHITECTURES = [
+    "arch=compute_80,code=[sm_80,compute_80]",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_100,code=sm_100",
+]
+
+def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
+    """A cc_library whose .cu sources are compiled by nvcc.
+
+    Args:
+      name: name of the library.
+      srcs: .cu files.
+      hdrs: headers of this package that the sources include.
+      deps: cc_library targets to link with; their headers have to be in hdrs.
+      **kwargs: passed on to cc_library.
+    """
+    objects = []
+    for src in srcs:
+        object = src[:-len(".cu")] + ".cu.o"
+        native.genrule(
+            name = object[:-len(".o")] + "_object",
+            srcs = [src] + hdrs,
+            outs = [object],
+            cmd = " ".join(
+                ["$(location @cuda//:nvcc) -c $(location %s) -o $@ -I." % src] +
+                ["-std=c++17 -O3 -lineinfo --threads 2 -Xptxas -warn-spills"] +
+                ["-Xcompiler -fPIC,-fvisibility=hidden,-Wall"] +
+                ["-gencode '%s'" % a for a in _ARCHITECTURES],
+            ),
+            message = "Compiling with nvcc",
+            tools = ["@cuda//:nvcc"],
+        )
+        objects.append(object)
+    native.cc_library(
+        name = name,
+        srcs = objects,
+        hdrs = hdrs,
+        deps = deps + ["@cuda//:cudart"],
+        **kwargs
+    )

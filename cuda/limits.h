@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Limits shared by the compiler pass, the handlers and the kernels. Plain C++:
+// the pass includes this file too, and must not see CUDA or FFI headers.
+#ifndef ONESHOT_CUDA_LIMITS_H_
+#define ONESHOT_CUDA_LIMITS_H_
+
+#include <cstdint>
+
+namespace oneshot {
+
+// Version of the custom call: its attributes, operands and results. The pass
+// writes it, the handlers refuse any other.
+inline constexpr int64_t kAbiVersion = 1;
+
+inline constexpr int kMinRanks = 2;
+inline constexpr int kMaxRanks = 8;
+
+// The unit of transfer. 16 bytes is the widest access of one thread.
+inline constexpr int kPacketBytes = 16;
+
+// What one rank contributes to one all-reduce, every row padded to whole
+// packets. A workspace holds 2 x ranks x kMaxMessageBytes on every device.
+inline constexpr int64_t kMaxMessageBytes = int64_t{1} << 20;
+
+// A row that is normalised is held in the registers of one thread block.
+inline constexpr int kMaxThreads = 1024;
+inline constexpr int kMaxPacketsPerThread = 4;
+inline constexpr int64_t kMaxRowBytes =
+    int64_t{kPacketBytes} * kMaxThreads * kMaxPacketsPerThread;
+
+// Marks a word of the workspace that no rank has written yet. As data it is a
+// NaN in float32 and two NaNs in bfloat16 and float16, so a rank may send
+// another NaN in its place: see all_reduce_kernel.cuh.
+inline constexpr uint32_t kSentinel = 0xFFFFFFFFu;
+inline constexpr uint32_t kSentinelReplacement32 = 0x7FFFFFFFu;
+inline constexpr uint32_t kSentinelReplacement16 = 0x7FFF7FFFu;
+
+// Bytes of one row on the wire.
+constexpr int64_t PaddedRowBytes(int64_t row_bytes) {
+  return (row_bytes + kPacketBytes - 1) / kPacketBytes * kPacketBytes;
+}
+
+}  // namespace oneshot
+
+#endif  // ONESHOT_CUDA_LIMITS_H_

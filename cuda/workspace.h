@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The memory that the ranks of a group share: one inbox on every device.
+#ifndef ONESHOT_CUDA_WORKSPACE_H_
+#define ONESHOT_CUDA_WORKSPACE_H_
+
+#include <memory>
+#include <string>
+
+#include "cuda/all_reduce_kernel.h"
+#include "cuda/bootstrap.h"
+
+namespace oneshot {
+
+// One rank's part. There is no destructor that frees device memory: a peer's
+// kernel may still write here, and at the end of the process the driver may be
+// gone before static destructors run. A workspace lives as long as the process.
+struct Workspace {
+  WorkspaceView view;
+  int multiprocessors = 0;
+};
+
+// Collective over the group: every rank calls it for its own device, and either
+// all get a workspace or all get null with the same reason in `error`, which
+// names the rank that objected. Also loads the kernels of the group onto the
+// device, so that no launch has to.
+std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
+                                           std::string* error);
+
+}  // namespace oneshot
+
+#endif  // ONESHOT_CUDA_WORKSPACE_H_

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every environment variable that Oneshot reads, and nothing else reads one."""
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARIES = Path(__file__).parent / "lib"
+"""Oneshot's own shared libraries."""
+
+XLA_LIBRARIES = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
+"""XLA, as the tensorflow wheels ship it; see `find_xla`."""
+
+_SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+VARIABLES = {
+    "ONESHOT": "1 (or true, on) to rewrite; 0 (or false, off, or unset) for stock XLA",
+    "ONESHOT_DUMP_TO": "directory for the HLO before and after, and for reports",
+    "ONESHOT_LOG": f"lowest level that is logged: {', '.join(_LEVELS)} (default warning)",
+    "ONESHOT_XLA_DIR": f"directory that holds {' and '.join(XLA_LIBRARIES)}",
+}
+"""Name and meaning of each variable."""
+
+
+class ConfigError(ValueError):
+    """A variable that does not exist, or a value that makes no sense."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the environment asks for.
+
+    Attributes:
+      enabled: whether to rewrite at all.
+      dump_to: where HLO and reports go; None for no dump.
+      log_level: a level of the `logging` module.
+      xla_dir: where XLA's libraries are said to be; None to look for them.
+    """
+
+    enabled: bool = False
+    dump_to: Path | None = None
+    log_level: int = logging.WARNING
+    xla_dir: Path | None = None
+
+
+def _choice(name: str, value: str, choices: Mapping[str, object]) -> object:
+    try:
+        return choices[value.strip().lower()]
+    except KeyError:
+        valid = ", ".join(choice for choice in choices if choice)
+        raise ConfigError(f"{name}={value!r}: must be one of {valid}") from None
+
+
+def read(environ: Mapping[str, str] = os.environ) -> Config:
+    """Reads the configuration.
+
+    Args:
+      environ: name and value of each variable.
+
+    Returns:
+      The configuration that they describe.
+
+    Raises:
+      ConfigError: a variable that starts with ONESHOT is unknown, or has a bad value. The message
+        lists what is valid.
+    """
+    unknown = sorted(name for name in environ if name.startswith("ONESHOT") and name not in VARIABLES)
+    if unknown:
+        valid = "\n".join(f"  {name}: {meaning}" for name, meaning in VARIABLES.items())
+        raise ConfigError(f"unknown variable {', '.join(unknown)}; valid are:\n{valid}")
+
+    dump_to = environ.get("ONESHOT_DUMP_TO")
+    if dump_to:
+        try:
+            Path(dump_to).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"ONESHOT_DUMP_TO={dump_to!r}: {error.strerror}") from error
+        if not os.access(dump_to, os.W_OK):
+            raise ConfigError(f"ONESHOT_DUMP_TO={dump_to!r}: not writable")
+    xla_dir = environ.get("ONESHOT_XLA_DIR")
+    if xla_dir:
+        missing = [name for name in XLA_LIBRARIES if not (Path(xla_dir) / name).is_file()]
+        if missing:
+            raise ConfigError(f"ONESHOT_XLA_DIR={xla_dir!r}: no {' and no '.join(missing)} there")
+    return Config(
+        enabled=bool(_choice("ONESHOT", environ.get("ONESHOT", ""), _SWITCH)),
+        dump_to=Path(dump_to).absolute() if dump_to else None,
+        log_level=int(
+            str(_choice("ONESHOT_LOG", environ.get("ONESHOT_LOG") or "warning", _LEVELS))
+        ),
+        xla_dir=Path(xla_dir).absolute() if xla_dir else None,
+    )
+
+
+def find_xla(config: Config) -> Path | None:
+    """Finds the directory with XLA's libraries.
+
+    Looks at ONESHOT_XLA_DIR, then in the package, then for an installed tensorflow distribution,
+    which is located but never imported.
+
+    Returns:
+      The directory, or None when there is none.
+    """
+    candidates = [config.xla_dir, LIBRARIES / "xla"]
+    for name in ("tensorflow-cpu", "tensorflow"):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        candidates.append(Path(str(distribution.locate_file("tensorflow"))))
+    for directory in candidates:
+        if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
+            return directory
+    return None

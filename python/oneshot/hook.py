@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the libraries into JAX. Never initializes a backend, never raises into JAX.
+
+These private names of JAX are used, all in this file. When one is gone, Oneshot says so and stays
+off:
+
+* `jax._src.xla_bridge.register_plugin_callbacks`: to see a plugin before its client is created;
+  the public `jax.extend.xla` would create the backends.
+* `jax._src.cache_key.custom_hook`: made for additions to the key of the persistent cache.
+* `jax._src.distributed.global_state`: whether there are several processes.
+* `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from oneshot import config as config_lib
+from oneshot.version import __version__
+
+TARGET = "oneshot_all_reduce"
+"""Target name of the custom-call."""
+
+_COMMAND_BUFFER_COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
+_PRE_SCHEDULER = 0
+
+logger = logging.getLogger("oneshot")
+_lock = threading.Lock()
+_enabled = False
+
+
+class UnavailableError(RuntimeError):
+    """Oneshot can't run here. The message says why, and what to do."""
+
+
+def is_enabled() -> bool:
+    """Returns whether programs that are compiled from now on are rewritten."""
+    return _enabled
+
+
+def enable(config: config_lib.Config) -> None:
+    """Registers the pass and the handlers with JAX; does nothing the second time.
+
+    Args:
+      config: where things are and what to write; `config.enabled` is not looked at.
+
+    Raises:
+      UnavailableError: something that Oneshot needs is missing, or JAX is too old or too new.
+    """
+    global _enabled
+    with _lock:
+        if _enabled:
+            return
+        _set_log_level(config.log_level)
+        try:
+            _register(config)
+        except (AttributeError, ImportError, OSError) as error:
+            import jax
+
+            raise UnavailableError(
+                f"this jax ({jax.__version__}) has another interface than the one "
+                f"Oneshot {__version__} knows: {error}"
+            ) from error
+        _enabled = True
+
+
+def _set_log_level(level: int) -> None:
+    """Shows Oneshot's messages from `level` on, whatever the program does with logging."""
+    logger.setLevel(level)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("oneshot: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def _register(config: config_lib.Config) -> None:
+    import jax
+    import jaxlib._jax
+    import jaxlib._xla
+    from jax._src import cache_key, xla_bridge
+
+    register_plugin_callbacks = xla_bridge.register_plugin_callbacks
+    register_cpu = jaxlib._xla.register_xla_transform
+    previous_key = cache_key.custom_hook
+
+    xla_dir = config_lib.find_xla(config)
+    if xla_dir is None:
+        raise UnavailableError(
+            "XLA's libraries are missing: install tensorflow-cpu==2.21.0 (with --no-deps; it is "
+            "never imported), or name the directory that holds "
+            f"{' and '.join(config_lib.XLA_LIBRARIES)} in ONESHOT_XLA_DIR"
+        )
+    pass_library = config_lib.LIBRARIES / "liboneshot_pass.so"
+    hook = _load_hook()
+    hook.oneshot_hook_configure(
+        os.fsencode(pass_library),
+        os.fsencode(xla_dir),
+        os.fsencode(config.dump_to or ""),
+        config.log_level // 10 - 1,
+    )
+
+    # A program that is compiled with the pass is another one than without it.
+    suffix = f"oneshot/{__version__}/{_fingerprint()}"
+    cache_key.custom_hook = lambda: previous_key() + suffix
+
+    _register_handlers(jax, "liboneshot_host.so", "cpu", "OneshotHost", 0, ["Instantiate"])
+    register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook))
+    logger.info("on for cpu")
+
+    def on_plugin(c_api: Any) -> None:
+        # JAX does not guard its callbacks: nothing may leave this one.
+        try:
+            if _is_cuda(jaxlib._jax, c_api):
+                _register_cuda(jax, hook, c_api)
+        except Exception as error:
+            logger.warning("off for cuda, it stays with stock XLA: %s", error)
+
+    register_plugin_callbacks(on_plugin)
+
+
+def _load_hook() -> ctypes.CDLL:
+    hook = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_hook.so"))
+    text = ctypes.c_char_p
+    hook.oneshot_hook_configure.argtypes = [text, text, text, ctypes.c_int]
+    hook.oneshot_hook_register.argtypes = [ctypes.c_void_p]
+    hook.oneshot_hook_register.restype = text
+    hook.oneshot_hook_transform.argtypes = [
+        text,
+        text,
+        ctypes.c_size_t,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.POINTER(ctypes.c_size_t),
+    ]
+    hook.oneshot_hook_free.argtypes = [ctypes.c_void_p]
+    hook.oneshot_hook_free.restype = None
+    return hook
+
+
+def _fingerprint() -> str:
+    """A hash of the libraries that decide what a program becomes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(config_lib.LIBRARIES).glob("liboneshot_*.so")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _transform(hook: ctypes.CDLL, module: bytes) -> bytes | None:
+    """Runs the pass on a serialized module for CPU. ctypes releases the GIL meanwhile."""
+    out = ctypes.c_void_p()
+    size = ctypes.c_size_t()
+    if not hook.oneshot_hook_transform(
+        b"Host", module, len(module), ctypes.byref(out), ctypes.byref(size)
+    ):
+        return None
+    try:
+        return ctypes.string_at(out, size.value)
+    finally:
+        hook.oneshot_hook_free(out)
+
+
+def _register_handlers(
+    jax: Any, library: str, platform: str, prefix: str, traits: int, stages: list[str]
+) -> None:
+    handlers = ctypes.CDLL(str(config_lib.LIBRARIES / library))
+    bundle = {
+        stage.lower(): jax.ffi.pycapsule(getattr(handlers, prefix + stage))
+        for stage in [*stages, "Execute"]
+    }
+    jax.ffi.register_ffi_target(TARGET, bundle, platform=platform, api_version=1, traits=traits)
+
+
+def _pjrt_api(capsule: Any) -> int:
+    """Returns the address of the PJRT_Api inside a capsule."""
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    get_pointer.restype = ctypes.c_void_p
+    return get_pointer(capsule, b"pjrt_c_api")
+
+
+def _is_cuda(jaxlib_jax: Any, c_api: Any) -> bool:
+    """Returns whether `c_api` belongs to JAX's CUDA plugin."""
+    return bool(jaxlib_jax.pjrt_plugin_loaded("cuda")) and _pjrt_api(c_api) == _pjrt_api(
+        jaxlib_jax.get_pjrt_plugin("cuda")
+    )
+
+
+def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> None:
+    reason = _why_not_cuda()
+    if reason is None:
+        _register_handlers(
+            jax,
+            "liboneshot_cuda.so",
+            "CUDA",
+            "OneshotGpu",
+            _COMMAND_BUFFER_COMPATIBLE,
+            ["Instantiate", "Prepare", "Initialize"],
+        )
+        error = hook.oneshot_hook_register(_pjrt_api(c_api))
+        reason = error.decode() if error else None
+    if reason is None:
+        logger.info("on for cuda")
+    else:
+        logger.warning("off for cuda, it stays with stock XLA: %s", reason)
+
+
+def _why_not_cuda() -> str | None:
+    from jax._src import distributed
+
+    processes = getattr(distributed.global_state, "num_processes", None) or 1
+    if processes > 1:
+        return f"{processes} processes; only one process with all its GPUs is supported yet"
+    # Then XLA may run independent nodes of a CUDA graph at the same time, and with them two calls
+    # that share a workspace.
+    if "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT" in os.environ.get("XLA_FLAGS", "").upper():
+        return "XLA_FLAGS asks for concurrent command buffers"
+    handlers = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
+    handlers.oneshot_gpu_probe.restype = ctypes.c_char_p
+    reason = handlers.oneshot_gpu_probe()
+    return reason.decode() if reason else None

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of the `jax_plugins` group: JAX calls `initialize` before it makes backends."""
+
+from oneshot import config as config_lib
+
+
+def initialize() -> None:
+    """Turns Oneshot on if ONESHOT asks for it. Never raises: JAX goes on with stock XLA."""
+    import logging
+    import os
+
+    if not any(name.startswith("ONESHOT") for name in os.environ):
+        return
+    try:
+        config = config_lib.read()
+        if config.enabled:
+            from oneshot import hook
+
+            hook.enable(config)
+    except Exception as error:
+        logging.getLogger("oneshot").error("oneshot: off, all stays with stock XLA: %s", error)

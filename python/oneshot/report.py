@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the reports that ONESHOT_DUMP_TO collects."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """One all-reduce of a module.
+
+    Attributes:
+      name: its HLO name.
+      site: where it stands in the program, e.g. "jit(step)/mlp/dot_general".
+      source: "file:line", or empty.
+      shape: HLO text of its shape.
+      bytes: what one rank sends.
+      group_size: ranks that sum together; 0 if that was not looked at.
+      fired: whether it was replaced.
+      epilogue: what was fused into it, e.g. "residual+rms_norm".
+      reason: why it was left alone; empty if it was replaced.
+      custom_call: HLO name of the replacement.
+    """
+
+    name: str
+    site: str
+    source: str
+    shape: str
+    bytes: int
+    group_size: int
+    fired: bool
+    epilogue: str
+    reason: str
+    custom_call: str
+
+
+@dataclass(frozen=True)
+class Module:
+    """What the pass did to one module.
+
+    Attributes:
+      module: its HLO name.
+      platform: "CUDA" or "Host".
+      declined_module: why the module was left alone as a whole, or None.
+      all_reduces: all of them, in the order of the module.
+      path: the report file; `before`, `after` and `text` are beside it.
+    """
+
+    module: str
+    platform: str
+    declined_module: str | None
+    all_reduces: tuple[AllReduce, ...]
+    path: Path
+
+    @property
+    def fired(self) -> int:
+        """How many all-reduces were replaced."""
+        return sum(site.fired for site in self.all_reduces)
+
+    @property
+    def before(self) -> Path:
+        """HLO text of the module as XLA gave it to the pass."""
+        return self._sibling(".before.hlo")
+
+    @property
+    def after(self) -> Path:
+        """HLO text of the module as XLA got it back; exists if something fired."""
+        return self._sibling(".after.hlo")
+
+    @property
+    def text(self) -> str:
+        """The report for people."""
+        return self._sibling(".report.txt").read_text()
+
+    def _sibling(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name.removesuffix(".report.json") + suffix)
+
+
+def load(directory: Path | str) -> list[Module]:
+    """Reads all reports of a dump directory, in the order of compilation.
+
+    Raises:
+      FileNotFoundError: the directory does not exist.
+      ValueError: a file is no report, or of a later version.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is no directory")
+    modules = []
+    for path in sorted(directory.glob("*.report.json")):
+        data = json.loads(path.read_text())
+        if data.get("schema") != 1:
+            raise ValueError(f"{path}: schema {data.get('schema')} is not 1")
+        modules.append(
+            Module(
+                module=data["module"],
+                platform=data["platform"],
+                declined_module=data["declined_module"],
+                all_reduces=tuple(AllReduce(**site) for site in data["all_reduces"]),
+                path=path,
+            )
+        )
+    return modules

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "xla_plugin/all_reduce_epilogue_fusion.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/algorithm/container.h"
+#include "absl/log/check.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "xla/hlo/ir/hlo_casting_utils.h"
+#include "xla/hlo/ir/hlo_schedule.h"
+#include "xla/primitive_util.h"
+#include "xla/service/collective_ops_utils.h"
+#include "xla/shape_util.h"
+#include "cuda/limits.h"
+#include "xla_plugin/profit.h"
+
+namespace oneshot {
+namespace {
+
+using ::xla::HloComputation;
+using ::xla::HloInstruction;
+using ::xla::HloModule;
+using ::xla::HloOpcode;
+using ::xla::Shape;
+using ::xla::ShapeUtil;
+
+// Ranks that sum together, as flattened ids (replica * partitions + partition).
+struct Groups {
+  std::vector<std::vector<int64_t>> ids;
+  int64_t size() const { return ids.front().size(); }
+};
+
+// Resolves any form of replica groups to flattened ids.
+std::variant<Groups, Decline> ResolveGroups(
+    const xla::HloAllReduceInstruction* all_reduce) {
+  const auto mode = xla::GetCollectiveOpGroupMode(all_reduce);
+  if (!mode.ok()) return Decline{std::string(mode.status().message())};
+  const xla::HloModuleConfig& config = all_reduce->GetModule()->config();
+  Groups groups;
+  if (*mode == xla::CollectiveOpGroupMode::
+                   COLLECTIVE_OP_GROUP_MODE_FLATTENED_ID) {
+    groups.ids = all_reduce->device_list().flattened_replica_groups();
+  } else {
+    if (!config.has_static_device_assignment()) {
+      return Decline{"replica groups need a device assignment"};
+    }
+    const auto list = xla::GetParticipatingFlattenedIdGroups(
+        all_reduce->device_list(), *mode, config.replica_count(),
+        config.num_partitions());
+    if (!list.ok()) return Decline{std::string(list.status().message())};
+    groups.ids = (*list)->flattened_replica_groups();
+  }
+  if (groups.ids.empty()) return Decline{"has no replica groups"};
+  absl::flat_hash_set<int64_t> seen;
+  for (const std::vector<int64_t>& group : groups.ids) {
+    if (group.size() != groups.ids.front().size()) {
+      return Decline{"replica groups differ in size"};
+    }
+    for (const int64_t id : group) {
+      if (!seen.insert(id).second) return Decline{"replica groups overlap"};
+    }
+  }
+  return groups;
+}
+
+std::string TypeName(xla::PrimitiveType type) {
+  return xla::primitive_util::LowercasePrimitiveTypeName(type);
+}
+
+// A string inside an MLIR attribute.
+std::string Quote(absl::string_view text) {
+  std::string out = "\"";
+  for (const unsigned char c : text) {
+    if (c == '"' || c == '\\' || !absl::ascii_isprint(c)) {
+      absl::StrAppendFormat(&out, "\\%02X", c);
+    } else {
+      out += static_cast<char>(c);
+    }
+  }
+  return out + '"';
+}
+
+std::string Float(float value) {
+  // Nine digits bring back the same float; MLIR wants a point or an exponent.
+  return absl::StrFormat("%.9e : f32", value);
+}
+
+// The custom-call's attributes: an MLIR dictionary, sorted by name.
+// cuda/call_attributes.h says what each one means.
+std::string Attributes(const EpilogueMatch& match, const Groups& groups) {
+  std::vector<std::string> addends, rounds, emit;
+  for (const Addend& addend : match.addends) {
+    addends.push_back(addend.kind == Addend::Kind::kBias ? "bias" : "residual");
+    rounds.push_back(TypeName(addend.round));
+  }
+  if (match.sum_output != nullptr) emit.push_back("sum");
+  if (match.norm_output != nullptr) emit.push_back("norm");
+  const RmsNorm norm = match.norm.value_or(RmsNorm());
+  const xla::HloModuleConfig& config =
+      match.all_reduce->GetModule()->config();
+  const std::string ids = absl::StrJoin(
+      groups.ids, ", ", [](std::string* out, const std::vector<int64_t>& group) {
+        absl::StrAppend(out, absl::StrJoin(group, ", "));
+      });
+  return absl::StrCat(
+      "{abi = ", kAbiVersion, " : i64",                              //
+      ", addend_rounds = ", Quote(absl::StrJoin(rounds, ",")),          //
+      ", addends = ", Quote(absl::StrJoin(addends, ",")),               //
+      ", emit = ", Quote(absl::StrJoin(emit, ",")),                     //
+      ", epsilon = ", Float(norm.epsilon),                              //
+      ", gain = ", norm.gain != nullptr ? "true" : "false",             //
+      ", group_mode = \"flattened_id\"",                                //
+      ", group_size = ", groups.size(), " : i64",                       //
+      ", hidden = ", match.hidden, " : i64",                            //
+      ", mean_scale = ", Float(norm.mean_scale),                        //
+      ", norm = ", match.norm.has_value() ? "\"rms\"" : "\"none\"",     //
+      ", norm_round = ", Quote(TypeName(norm.round)),                   //
+      ", num_partitions = ",
+      config.has_static_device_assignment() ? config.num_partitions() : 0,
+      " : i64",                                                         //
+      ", replica_groups = array<i64: ", ids, ">",                       //
+      ", site = ", Quote(match.all_reduce->metadata().op_name()),       //
+      ", sum_round = ", Quote(TypeName(match.sum_round)), "}");
+}
+
+Shape RowMajor(const Shape& shape) {
+  return ShapeUtil::MakeShapeWithDescendingLayout(shape.element_type(),
+                                                  shape.dimensions());
+}
+
+// Lets everything that reads `old_value` read element `index` of `call`.
+absl::Status ReplaceByElement(HloInstruction* old_value, HloInstruction* call,
+                              int64_t index) {
+  HloComputation* computation = old_value->parent();
+  HloInstruction* element =
+      computation->AddInstruction(HloInstruction::CreateGetTupleElement(
+          call->shape().tuple_shapes(index), call, index));
+  element->set_metadata(old_value->metadata());
+  TF_RETURN_IF_ERROR(old_value->ReplaceAllUsesWith(element));
+  return computation->RemoveInstructionAndUnusedOperands(old_value);
+}
+
+absl::StatusOr<HloInstruction*> Rewrite(
+    const EpilogueMatch& match, const Groups& groups,
+    AllReduceEpilogueFusion::Platform platform) {
+  HloComputation* computation = match.all_reduce->parent();
+
+  // Operands and results in the order that cuda/call_attributes.h reads them.
+  std::vector<HloInstruction*> operands = {match.input};
+  for (const auto kind : {Addend::Kind::kBias, Addend::Kind::kResidual}) {
+    for (const Addend& addend : match.addends) {
+      if (addend.kind == kind) operands.push_back(addend.operand);
+    }
+  }
+  if (match.norm.has_value() && match.norm->gain != nullptr) {
+    operands.push_back(match.norm->gain);
+  }
+  if (platform == AllReduceEpilogueFusion::Platform::kHost) {
+    // XLA:CPU tells a custom-call neither its rank nor its communicator.
+    const Shape id = ShapeUtil::MakeShape(xla::U32, {});
+    operands.push_back(
+        computation->AddInstruction(HloInstruction::CreateReplicaId(id)));
+    operands.push_back(
+        computation->AddInstruction(HloInstruction::CreatePartitionId(id)));
+  }
+  std::vector<HloInstruction*> outputs;
+  if (match.sum_output != nullptr) outputs.push_back(match.sum_output);
+  if (match.norm_output != nullptr) outputs.push_back(match.norm_output);
+
+  std::vector<Shape> operand_shapes, result_shapes;
+  for (const HloInstruction* operand : operands) {
+    operand_shapes.push_back(RowMajor(operand->shape()));
+  }
+  for (const HloInstruction* output : outputs) {
+    result_shapes.push_back(RowMajor(output->shape()));
+  }
+  HloInstruction* call =
+      computation->AddInstruction(HloInstruction::CreateCustomCall(
+          ShapeUtil::MakeTupleShape(result_shapes), operands, kCustomCallTarget,
+          operand_shapes, Attributes(match, groups),
+          xla::CustomCallApiVersion::API_VERSION_TYPED_FFI));
+  call->SetAndSanitizeName(kCustomCallTarget);
+  call->UniquifyName(computation->parent());
+  // Profilers name the layer by this.
+  call->set_metadata(match.all_reduce->metadata());
+
+  // The norm goes first: what only it needed, dies with it, and so the sum is
+  // replaced only for readers that remain.
+  for (int64_t i = outputs.size() - 1; i >= 0; --i) {
+    TF_RETURN_IF_ERROR(ReplaceByElement(outputs[i], call, i));
+  }
+  return call;
+}
+
+std::string SourceOf(const HloInstruction* hlo) {
+  const xla::OpMetadata& metadata = hlo->metadata();
+  if (metadata.stack_frame_id() != 0) {
+    const auto frame =
+        hlo->GetModule()->get_stack_frame(metadata.stack_frame_id());
+    if (!frame.empty()) return absl::StrCat(frame.file_name, ":", frame.line);
+  }
+  if (metadata.source_file().empty()) return "";
+  return absl::StrCat(metadata.source_file(), ":", metadata.source_line());
+}
+
+bool IsAllReduce(const HloInstruction* hlo) {
+  return hlo->opcode() == HloOpcode::kAllReduce ||
+         hlo->opcode() == HloOpcode::kAllReduceStart;
+}
+
+}  // namespace
+
+AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
+                                                 MayAbsorb may_absorb)
+    : platform_(platform), may_absorb_(std::move(may_absorb)) {}
+
+// Replaces one all-reduce if that is possible and pays.
+absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
+  SiteReport site;
+  site.name = std::string(hlo->name());
+  site.site = hlo->metadata().op_name();
+  site.source = SourceOf(hlo);
+  site.shape = ShapeUtil::HumanString(hlo->shape());
+  const auto declined = [&](absl::string_view reason) {
+    site.reason = std::string(reason);
+    return site;
+  };
+
+  if (hlo->opcode() == HloOpcode::kAllReduceStart) {
+    return declined("is asynchronous");
+  }
+  if (!hlo->parent()->IsMainThread() || hlo->parent()->IsAsyncComputation()) {
+    return declined("runs asynchronously");
+  }
+  auto* all_reduce = xla::Cast<xla::HloAllReduceInstruction>(hlo);
+  auto matched = MatchEpilogue(all_reduce, may_absorb_);
+  if (const auto* why = std::get_if<Decline>(&matched)) {
+    return declined(why->reason);
+  }
+  const EpilogueMatch& match = std::get<EpilogueMatch>(matched);
+  const int64_t elements = ShapeUtil::ElementsIn(match.input->shape());
+  const int64_t element_bytes = ShapeUtil::ByteSizeOfPrimitiveType(
+      match.input->shape().element_type());
+  site.bytes = elements * element_bytes;
+
+  auto resolved = ResolveGroups(all_reduce);
+  if (const auto* why = std::get_if<Decline>(&resolved)) {
+    return declined(why->reason);
+  }
+  const Groups& groups = std::get<Groups>(resolved);
+  site.group_size = groups.size();
+  if (const auto why = WhyNotProfitable(
+          elements / match.hidden, match.hidden * element_bytes, groups.size(),
+          /*needs_row=*/match.norm.has_value())) {
+    return declined(*why);
+  }
+
+  site.epilogue = match.EpilogueName();
+  TF_ASSIGN_OR_RETURN(HloInstruction * call, Rewrite(match, groups, platform_));
+  site.custom_call = std::string(call->name());
+  return site;
+}
+
+absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
+    HloModule* module,
+    const absl::flat_hash_set<absl::string_view>& execution_threads) {
+  report_ = ModuleReport();
+  report_.module = module->name();
+  report_.platform = platform_ == Platform::kHost ? "Host" : "CUDA";
+  for (HloComputation* computation : module->computations(execution_threads)) {
+    // The rewrite removes instructions, but never another all-reduce: one ends
+    // where the next begins.
+    std::vector<HloInstruction*> all_reduces;
+    absl::c_copy_if(computation->MakeInstructionPostOrder(),
+                    std::back_inserter(all_reduces), IsAllReduce);
+    for (HloInstruction* all_reduce : all_reduces) {
+      TF_ASSIGN_OR_RETURN(SiteReport site, Visit(all_reduce));
+      report_.all_reduces.push_back(std::move(site));
+    }
+  }
+  const bool changed = report_.fired() > 0;
+  if (changed && module->has_schedule()) {
+    TF_RETURN_IF_ERROR(module->schedule().Update(execution_threads));
+  }
+  return changed;
+}
+
+}  // namespace oneshot

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#ifndef ONESHOT_XLA_PLUGIN_ALL_REDUCE_EPILOGUE_FUSION_H_
+#define ONESHOT_XLA_PLUGIN_ALL_REDUCE_EPILOGUE_FUSION_H_
+
+#include <string>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "xla/hlo/ir/hlo_module.h"
+#include "xla/hlo/pass/hlo_pass_interface.h"
+#include "xla_plugin/epilogue_match.h"
+#include "xla_plugin/report.h"
+
+namespace oneshot {
+
+inline constexpr absl::string_view kCustomCallTarget = "oneshot_all_reduce";
+
+// Replaces each all-reduce, together with the bias, residual and RMSNorm that
+// follow it, by one typed-FFI custom-call:
+//
+//   sum  = f32[4,64] all-reduce(x), to_apply=add
+//   h    = f32[4,64] add(sum, residual)
+//   norm = rms_norm(h) * gain
+// =>
+//   call = (f32[4,64], f32[4,64]) custom-call(x, residual, gain),
+//          custom_call_target="oneshot_all_reduce", backend_config={...}
+//   h    = get-tuple-element(call), index=0
+//   norm = get-tuple-element(call), index=1
+//
+// The pass works on every computation of the main thread. Whatever it does not
+// recognise, or is not sure of, stays as it is; report() says why.
+class AllReduceEpilogueFusion : public xla::HloModulePass {
+ public:
+  enum class Platform { kCuda, kHost };
+
+  explicit AllReduceEpilogueFusion(
+      Platform platform,
+      MayAbsorb may_absorb = [](const xla::HloInstruction*) { return true; });
+
+  absl::string_view name() const override {
+    return "oneshot-all-reduce-epilogue-fusion";
+  }
+
+  // What the last run found, in the order of the module.
+  const ModuleReport& report() const { return report_; }
+
+ protected:
+  absl::StatusOr<bool> RunImpl(xla::HloModule* module,
+                               const absl::flat_hash_set<absl::string_view>&
+                                   execution_threads) override;
+
+ private:
+  absl::StatusOr<SiteReport> Visit(xla::HloInstruction* all_reduce);
+
+  const Platform platform_;
+  const MayAbsorb may_absorb_;
+  ModuleReport report_;
+};
+
+}  // namespace oneshot
+
+#endif  // ONESHOT_XLA_PLUGIN_ALL_REDUCE_EPILOGUE_FUSION_H_

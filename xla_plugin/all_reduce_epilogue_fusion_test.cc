@@ -1,0 +1,891 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Each case is a few lines of HLO in the form that JAX 0.11 hands to the pass,
+// GPU (before layout assignment, bf16) or CPU (scheduled, promoted to f32).
+
+#include "xla_plugin/all_reduce_epilogue_fusion.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "xla/hlo/ir/hlo_casting_utils.h"
+#include "xla/hlo/ir/hlo_instructions.h"
+#include "xla/hlo/ir/mesh_and_axis.h"
+#include "xla/hlo/ir/replica_group.h"
+#include "xla/hlo/parser/hlo_parser.h"
+#include "xla/service/hlo_verifier.h"
+
+namespace oneshot {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+constexpr absl::string_view kComputations = R"(
+add_bf16 {
+  a = bf16[] parameter(0)
+  b = bf16[] parameter(1)
+  ROOT s = bf16[] add(a, b)
+}
+add_f32 {
+  a = f32[] parameter(0)
+  b = f32[] parameter(1)
+  ROOT s = f32[] add(a, b)
+}
+max_f32 {
+  a = f32[] parameter(0)
+  b = f32[] parameter(1)
+  ROOT s = f32[] maximum(a, b)
+}
+)";
+
+// What GROUPS stands for in the cases: two ranks, as GSPMD writes them.
+constexpr absl::string_view kGroups =
+    "channel_id=1, replica_groups={{0,1}}, use_global_device_ids=true";
+
+// What RMS_NORM(h) stands for: the f32 normalised value "n" of bf16 "h".
+constexpr absl::string_view kNorm = R"(
+  hf = f32[4,8] convert(h)
+  sq = f32[4,8] multiply(hf, hf)
+  zero = f32[] constant(0)
+  ss = f32[4] reduce(sq, zero), dimensions={1}, to_apply=add_f32
+  inv = f32[] constant(0.125)
+  invs = f32[4] broadcast(inv), dimensions={}
+  ms = f32[4] multiply(ss, invs)
+  eps = f32[] constant(1e-5)
+  epss = f32[4] broadcast(eps), dimensions={}
+  shifted = f32[4] add(ms, epss)
+  r = f32[4] rsqrt(shifted)
+  rb = f32[4,8] broadcast(r), dimensions={0}
+  n = f32[4,8] multiply(hf, rb)
+)";
+
+class FusionTest : public ::testing::Test {
+ protected:
+  using Platform = AllReduceEpilogueFusion::Platform;
+
+  // Runs the pass on `hlo`, after which the module has to be valid.
+  void Run(absl::string_view hlo, Platform platform = Platform::kCuda,
+           MayAbsorb may_absorb = [](const xla::HloInstruction*) {
+             return true;
+           }) {
+    const std::string text = absl::StrReplaceAll(
+        hlo, {{"GROUPS", kGroups},
+              {"RMS_NORM(h)", kNorm},
+              {"HEADER", absl::StrCat("HloModule m, num_partitions=2\n",
+                                      kComputations)}});
+    auto module = xla::ParseAndReturnUnverifiedModule(text);
+    ASSERT_TRUE(module.ok()) << module.status() << "\n" << text;
+    module_ = *std::move(module);
+    Verify();
+    AllReduceEpilogueFusion pass(platform, std::move(may_absorb));
+    const auto changed = pass.Run(module_.get());
+    ASSERT_TRUE(changed.ok()) << changed.status();
+    report_ = pass.report();
+    EXPECT_EQ(*changed, report_.fired() > 0);
+    Verify();
+  }
+
+  // Wraps an entry computation around `body` and runs the pass.
+  void RunEntry(absl::string_view body, Platform platform = Platform::kCuda) {
+    Run(absl::StrCat("HEADER\nENTRY e {", body, "}"), platform);
+  }
+
+  void Verify() {
+    xla::HloVerifier verifier(/*layout_sensitive=*/false,
+                              /*allow_mixed_precision=*/true);
+    const auto status = verifier.Run(module_.get()).status();
+    ASSERT_TRUE(status.ok()) << status << "\n" << module_->ToString();
+  }
+
+  std::vector<const xla::HloInstruction*> Calls() const {
+    std::vector<const xla::HloInstruction*> calls;
+    for (const auto* computation : module_->computations()) {
+      for (const auto* hlo : computation->MakeInstructionPostOrder()) {
+        if (hlo->IsCustomCall(kCustomCallTarget)) calls.push_back(hlo);
+      }
+    }
+    return calls;
+  }
+
+  // Names of the operands of the only custom-call.
+  std::vector<std::string> Operands() const {
+    std::vector<std::string> names;
+    EXPECT_EQ(Calls().size(), 1);
+    for (const auto* operand : Calls().at(0)->operands()) {
+      names.emplace_back(operand->name());
+    }
+    return names;
+  }
+
+  std::string Attributes() const {
+    EXPECT_EQ(Calls().size(), 1);
+    return Calls().at(0)->raw_backend_config_string();
+  }
+
+  bool Has(xla::HloOpcode opcode) const {
+    for (const auto* computation : module_->computations()) {
+      for (const auto* hlo : computation->instructions()) {
+        if (hlo->opcode() == opcode) return true;
+      }
+    }
+    return false;
+  }
+
+  // Asserts that the first all-reduce has been replaced as `epilogue`.
+  void ExpectFused(absl::string_view epilogue) {
+    ASSERT_FALSE(report_.all_reduces.empty());
+    EXPECT_EQ(report_.all_reduces[0].epilogue, epilogue);
+    EXPECT_EQ(report_.all_reduces[0].reason, "");
+    EXPECT_FALSE(Has(xla::HloOpcode::kAllReduce)) << module_->ToString();
+  }
+
+  // Asserts that the only all-reduce stands as it did.
+  void ExpectDeclined(absl::string_view reason) {
+    ASSERT_EQ(report_.all_reduces.size(), 1);
+    EXPECT_THAT(report_.all_reduces[0].reason, HasSubstr(std::string(reason)));
+    EXPECT_THAT(Calls(), IsEmpty());
+  }
+
+  std::unique_ptr<xla::HloModule> module_;
+  ModuleReport report_;
+};
+
+// --------------------------------------------------------------------------
+// The all-reduce alone
+
+TEST_F(FusionTest, BareAllReduce) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ROOT ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16,
+      metadata={op_name="jit(step)/layer_3/dot_general" source_file="m.py" source_line=7}
+  )");
+  ExpectFused("none");
+  EXPECT_THAT(Operands(), ElementsAre("x"));
+  EXPECT_THAT(Attributes(), HasSubstr("sum_round = \"bf16\""));
+  EXPECT_THAT(Attributes(), HasSubstr("emit = \"sum\""));
+  EXPECT_THAT(Attributes(), HasSubstr("replica_groups = array<i64: 0, 1>"));
+  EXPECT_EQ(report_.all_reduces[0].source, "m.py:7");
+  EXPECT_EQ(report_.all_reduces[0].bytes, 64);
+  // Profilers name the call after the layer.
+  EXPECT_EQ(Calls()[0]->metadata().op_name(), "jit(step)/layer_3/dot_general");
+  EXPECT_TRUE(xla::Cast<xla::HloCustomCallInstruction>(Calls()[0])
+                  ->layout_constrained());
+}
+
+TEST_F(FusionTest, RoundingFollowsTheConverts) {
+  // As on CPU, where the sum of bf16 values is promoted to f32.
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    c = bf16[4,8] convert(ar)
+    w = f32[4,8] convert(c)
+    res = f32[4,8] parameter(1)
+    ROOT h = f32[4,8] add(w, res)
+  )");
+  ExpectFused("residual");
+  EXPECT_THAT(Attributes(), HasSubstr("sum_round = \"bf16\""));
+  EXPECT_THAT(Attributes(), HasSubstr("addend_rounds = \"f32\""));
+}
+
+TEST_F(FusionTest, SendsTheNarrowValue) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    w = f32[4,8] convert(x)
+    ROOT ar = f32[4,8] all-reduce(w), GROUPS, to_apply=add_f32
+  )");
+  ExpectFused("none");
+  EXPECT_THAT(Operands(), ElementsAre("x"));
+  EXPECT_THAT(Attributes(), HasSubstr("sum_round = \"f32\""));
+  EXPECT_EQ(report_.all_reduces[0].bytes, 64);
+}
+
+TEST_F(FusionTest, LeavesTrailingWideningAndReshapeToTheConsumer) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    w = f32[4,8] convert(ar)
+    ROOT s = f32[32] reshape(w)
+  )");
+  ExpectFused("none");
+  EXPECT_EQ(Calls()[0]->shape().tuple_shapes(0).element_type(), xla::BF16);
+  EXPECT_TRUE(Has(xla::HloOpcode::kReshape));
+}
+
+TEST_F(FusionTest, EveryFormOfReplicaGroups) {
+  const auto ids = [&](absl::string_view header, absl::string_view groups) {
+    Run(absl::StrCat("HloModule m, ", header, kComputations, R"(
+      ENTRY e {
+        x = f32[8] parameter(0)
+        ROOT ar = f32[8] all-reduce(x), )", groups, R"(, to_apply=add_f32
+      })"));
+    EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+    const std::string text = Attributes();
+    const size_t begin = text.find("array<i64: ") + 11;
+    return text.substr(begin, text.find('>') - begin);
+  };
+  EXPECT_EQ(ids("num_partitions=4",
+                "channel_id=1, replica_groups={{0,2},{1,3}}, "
+                "use_global_device_ids=true"),
+            "0, 2, 1, 3");
+  EXPECT_EQ(ids("num_partitions=4",
+                "channel_id=1, replica_groups=[2,2]<=[4], "
+                "use_global_device_ids=true"),
+            "0, 1, 2, 3");
+  EXPECT_EQ(ids("num_partitions=4",
+                "channel_id=1, replica_groups=[2,2]<=[2,2]T(1,0), "
+                "use_global_device_ids=true"),
+            "0, 2, 1, 3");
+}
+
+TEST_F(FusionTest, MeshAxesReplicaGroups) {
+  // As jaxlib 0.11 writes them; the text form has no parser.
+  RunEntry("ROOT x = f32[8] parameter(0)");
+  xla::HloComputation* entry = module_->entry_computation();
+  const xla::Mesh mesh({2, 2}, {"dp", "tp"});
+  const xla::MeshAxesReplicaGroupList groups(mesh, {xla::AxisRef(0)});
+  xla::HloComputation* add = nullptr;
+  for (xla::HloComputation* computation : module_->computations()) {
+    if (computation->name() == "add_f32") add = computation;
+  }
+  entry->set_root_instruction(
+      entry->AddInstruction(xla::HloInstruction::CreateAllReduce(
+          entry->root_instruction()->shape(), {entry->root_instruction()}, add,
+          groups, /*constrain_layout=*/false, /*channel_id=*/1,
+          /*use_global_device_ids=*/true)));
+  AllReduceEpilogueFusion pass(Platform::kCuda);
+  ASSERT_TRUE(pass.Run(module_.get()).value());
+  EXPECT_THAT(Attributes(),
+              HasSubstr("replica_groups = array<i64: 0, 2, 1, 3>"));
+}
+
+TEST_F(FusionTest, CrossReplicaGroupsNeedADeviceAssignment) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    ROOT ar = f32[8] all-reduce(x), replica_groups={}, to_apply=add_f32
+  )");
+  ExpectDeclined("device assignment");
+}
+
+TEST_F(FusionTest, WhileBodyAndCalledComputation) {
+  Run(R"(HEADER
+    body {
+      p = (s32[], f32[8], f32[8]) parameter(0)
+      i = s32[] get-tuple-element(p), index=0
+      x = f32[8] get-tuple-element(p), index=1
+      res = f32[8] get-tuple-element(p), index=2
+      ar = f32[8] all-reduce(x), GROUPS, to_apply=add_f32
+      h = f32[8] add(res, ar)
+      one = s32[] constant(1)
+      next = s32[] add(i, one)
+      ROOT t = (s32[], f32[8], f32[8]) tuple(next, x, h)
+    }
+    cond {
+      p = (s32[], f32[8], f32[8]) parameter(0)
+      i = s32[] get-tuple-element(p), index=0
+      n = s32[] constant(3)
+      ROOT lt = pred[] compare(i, n), direction=LT
+    }
+    callee {
+      x = f32[8] parameter(0)
+      ROOT ar = f32[8] all-reduce(x), channel_id=2, replica_groups={{0,1}},
+        use_global_device_ids=true, to_apply=add_f32
+    }
+    ENTRY e {
+      t = (s32[], f32[8], f32[8]) parameter(0)
+      w = (s32[], f32[8], f32[8]) while(t), condition=cond, body=body
+      h = f32[8] get-tuple-element(w), index=2
+      ROOT c = f32[8] call(h), to_apply=callee
+    })");
+  EXPECT_EQ(report_.fired(), 2);
+  EXPECT_EQ(Calls().size(), 2);
+}
+
+TEST_F(FusionTest, HostCallsAreToldTheirIds) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    ROOT ar = f32[8] all-reduce(x), GROUPS, to_apply=add_f32
+  )",
+           Platform::kHost);
+  ExpectFused("none");
+  ASSERT_EQ(Calls()[0]->operand_count(), 3);
+  EXPECT_EQ(Calls()[0]->operand(1)->opcode(), xla::HloOpcode::kReplicaId);
+  EXPECT_EQ(Calls()[0]->operand(2)->opcode(), xla::HloOpcode::kPartitionId);
+}
+
+TEST_F(FusionTest, KeepsAScheduleValid) {
+  Run(R"(HloModule m, is_scheduled=true, num_partitions=2
+    add_f32 {
+      a = f32[] parameter(0)
+      b = f32[] parameter(1)
+      ROOT s = f32[] add(a, b)
+    }
+    ENTRY e {
+      x = f32[8]{0} parameter(0)
+      ar = f32[8]{0} all-reduce(x), GROUPS, to_apply=add_f32
+      res = f32[8]{0} parameter(1)
+      ROOT h = f32[8]{0} add(ar, res)
+    })",
+      Platform::kHost);
+  ExpectFused("residual");
+  EXPECT_TRUE(module_->schedule().Verify().ok());
+}
+
+// --------------------------------------------------------------------------
+// Bias and residual
+
+TEST_F(FusionTest, ResidualOnEitherSide) {
+  for (const absl::string_view add : {"add(ar, res)", "add(res, ar)"}) {
+    RunEntry(absl::StrCat(R"(
+      x = bf16[4,8] parameter(0)
+      res = bf16[4,8] parameter(1)
+      ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+      ROOT h = bf16[4,8] )", add));
+    ExpectFused("residual");
+    EXPECT_THAT(Operands(), ElementsAre("x", "res"));
+    EXPECT_THAT(Attributes(), HasSubstr("addend_rounds = \"bf16\""));
+  }
+}
+
+TEST_F(FusionTest, BiasAndResidualInEitherOrder) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    bias = bf16[8] parameter(1)
+    bb = bf16[4,8] broadcast(bias), dimensions={1}
+    biased = bf16[4,8] add(ar, bb)
+    res = bf16[4,8] parameter(2)
+    ROOT h = bf16[4,8] add(res, biased)
+  )");
+  ExpectFused("bias+residual");
+  EXPECT_THAT(Operands(), ElementsAre("x", "bias", "res"));
+  EXPECT_THAT(Attributes(), HasSubstr("addends = \"bias,residual\""));
+  EXPECT_THAT(Attributes(), HasSubstr("hidden = 8 "));
+
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    res = bf16[4,8] parameter(1)
+    h = bf16[4,8] add(res, ar)
+    bias = f32[8] parameter(2)
+    bb = f32[4,8] broadcast(bias), dimensions={1}
+    hf = f32[4,8] convert(h)
+    ROOT out = f32[4,8] add(hf, bb)
+  )");
+  ExpectFused("residual+bias");
+  EXPECT_THAT(Operands(), ElementsAre("x", "bias", "res"));
+  EXPECT_THAT(Attributes(), HasSubstr("addends = \"residual,bias\""));
+  EXPECT_THAT(Attributes(), HasSubstr("addend_rounds = \"bf16,f32\""));
+}
+
+TEST_F(FusionTest, DegenerateDimensionsAndReshapes) {
+  RunEntry(R"(
+    x = bf16[8] parameter(0)
+    ar = bf16[8] all-reduce(x), GROUPS, to_apply=add_bf16
+    r = bf16[1,1,8] reshape(ar)
+    res = bf16[1,1,8] parameter(1)
+    ROOT h = bf16[1,1,8] add(res, r)
+  )");
+  ExpectFused("residual");
+  EXPECT_FALSE(Has(xla::HloOpcode::kReshape));
+}
+
+TEST_F(FusionTest, AScalarOrRowBroadcastIsNoBias) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    b = f32[4] parameter(1)
+    bb = f32[4,8] broadcast(b), dimensions={0}
+    ROOT h = f32[4,8] add(ar, bb)
+  )");
+  // Correct as a full tensor, not as a vector of the row's length.
+  ExpectFused("residual");
+  EXPECT_THAT(Operands(), ElementsAre("x", "bb"));
+}
+
+TEST_F(FusionTest, AddToItselfIsNotAResidual) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    ROOT h = f32[4,8] add(ar, ar)
+  )");
+  ExpectFused("none");
+  EXPECT_TRUE(Has(xla::HloOpcode::kAdd));
+}
+
+TEST_F(FusionTest, StopsWhereTheSumHasOtherReaders) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    res = f32[4,8] parameter(1)
+    h = f32[4,8] add(ar, res)
+    t = f32[4,8] tanh(ar)
+    ROOT out = (f32[4,8], f32[4,8]) tuple(h, t)
+  )");
+  ExpectFused("none");
+  EXPECT_TRUE(Has(xla::HloOpcode::kAdd));
+}
+
+TEST_F(FusionTest, DoesNotRoundTwiceToDifferentTypes) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    w = f32[4,8] convert(ar)
+    ROOT h = f16[4,8] convert(w)
+  )");
+  ExpectFused("none");
+  EXPECT_TRUE(Has(xla::HloOpcode::kConvert));
+}
+
+TEST_F(FusionTest, TwoAllReducesInOneAdd) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    y = f32[4,8] parameter(1)
+    a = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    b = f32[4,8] all-reduce(y), channel_id=2, replica_groups={{0,1}},
+      use_global_device_ids=true, to_apply=add_f32
+    ROOT h = f32[4,8] add(a, b)
+  )");
+  EXPECT_EQ(report_.fired(), 2) << report_.ToText();
+}
+
+// --------------------------------------------------------------------------
+// RMSNorm
+
+TEST_F(FusionTest, ResidualAndNormBothLive) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    res = bf16[4,8] parameter(1)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    h = bf16[4,8] add(res, ar)
+    RMS_NORM(h)
+    nb = bf16[4,8] convert(n)
+    g = bf16[8] parameter(2)
+    gb = bf16[4,8] broadcast(g), dimensions={1}
+    out = bf16[4,8] multiply(nb, gb)
+    ROOT t = (bf16[4,8], bf16[4,8]) tuple(h, out)
+  )");
+  ExpectFused("residual+rms_norm");
+  EXPECT_THAT(Operands(), ElementsAre("x", "res", "g"));
+  EXPECT_THAT(Attributes(), HasSubstr("emit = \"sum,norm\""));
+  EXPECT_THAT(Attributes(), HasSubstr("norm_round = \"bf16\""));
+  EXPECT_THAT(Attributes(), HasSubstr("mean_scale = 1.250000000e-01 : f32"));
+  EXPECT_THAT(Attributes(), HasSubstr("epsilon = 9.999999747e-06 : f32"));
+  EXPECT_THAT(Attributes(), HasSubstr("gain = true"));
+  EXPECT_FALSE(Has(xla::HloOpcode::kRsqrt));
+  EXPECT_FALSE(Has(xla::HloOpcode::kAdd) &&
+               module_->entry_computation()->instruction_count() > 7)
+      << module_->ToString();
+}
+
+TEST_F(FusionTest, GainInF32CastAtTheEnd) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    res = bf16[4,8] parameter(1)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    h = bf16[4,8] add(res, ar)
+    RMS_NORM(h)
+    g = bf16[8] parameter(2)
+    gf = f32[8] convert(g)
+    gb = f32[4,8] broadcast(gf), dimensions={1}
+    scaled = f32[4,8] multiply(gb, n)
+    ROOT out = bf16[4,8] convert(scaled)
+  )");
+  ExpectFused("residual+rms_norm");
+  EXPECT_THAT(Operands(), ElementsAre("x", "res", "g"));
+  EXPECT_THAT(Attributes(), HasSubstr("emit = \"norm\""));
+  EXPECT_THAT(Attributes(), HasSubstr("norm_round = \"f32\""));
+  EXPECT_EQ(Calls()[0]->shape().tuple_shapes(0).element_type(), xla::BF16);
+}
+
+TEST_F(FusionTest, NormWithoutGain) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    h = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    RMS_NORM(h)
+    ROOT out = bf16[4,8] convert(n)
+  )");
+  ExpectFused("rms_norm");
+  EXPECT_THAT(Operands(), ElementsAre("x"));
+  EXPECT_THAT(Attributes(), HasSubstr("gain = false"));
+  EXPECT_THAT(Attributes(), HasSubstr("emit = \"norm\""));
+}
+
+TEST_F(FusionTest, OneTokenWithDroppedDimensions) {
+  // JAX on GPU, batch of one: the all-reduce is [D], the residual [1,D].
+  RunEntry(R"(
+    x = bf16[8] parameter(0)
+    res = bf16[1,8] parameter(1)
+    ar = bf16[8] all-reduce(x), GROUPS, to_apply=add_bf16
+    r = bf16[1,8] reshape(ar)
+    h = bf16[1,8] add(res, r)
+    hf = f32[1,8] convert(h)
+    sq = f32[1,8] multiply(hf, hf)
+    zero = f32[] constant(0)
+    ss = f32[1] reduce(sq, zero), dimensions={1}, to_apply=add_f32
+    inv = f32[1] constant({0.125})
+    ms = f32[1] multiply(ss, inv)
+    eps = f32[1] constant({1e-5})
+    shifted = f32[1] add(ms, eps)
+    rs = f32[1] rsqrt(shifted)
+    rr = f32[] reshape(rs)
+    rb = f32[1,8] broadcast(rr), dimensions={}
+    n = f32[1,8] multiply(hf, rb)
+    nb = bf16[1,8] convert(n)
+    g = bf16[8] parameter(2)
+    gb = bf16[1,8] reshape(g)
+    out = bf16[1,8] multiply(nb, gb)
+    ROOT t = (bf16[1,8], bf16[1,8]) tuple(h, out)
+  )");
+  ExpectFused("residual+rms_norm");
+  EXPECT_THAT(Attributes(), HasSubstr("hidden = 8 "));
+}
+
+TEST_F(FusionTest, ThreeDimensionsAndSlicedGain) {
+  RunEntry(R"(
+    x = f32[2,3,8] parameter(0)
+    res = f32[2,3,8] parameter(1)
+    ar = f32[2,3,8] all-reduce(x), GROUPS, to_apply=add_f32
+    h = f32[2,3,8] add(res, ar)
+    sq = f32[2,3,8] multiply(h, h)
+    zero = f32[] constant(0)
+    ss = f32[2,3] reduce(sq, zero), dimensions={2}, to_apply=add_f32
+    n8 = f32[] constant(8)
+    n8s = f32[2,3] broadcast(n8), dimensions={}
+    ms = f32[2,3] divide(ss, n8s)
+    eps = f32[] constant(1e-6)
+    epss = f32[2,3] broadcast(eps), dimensions={}
+    shifted = f32[2,3] add(epss, ms)
+    r = f32[2,3] rsqrt(shifted)
+    rb = f32[2,3,8] broadcast(r), dimensions={0,1}
+    n = f32[2,3,8] multiply(rb, h)
+    gs = f32[5,8] parameter(2)
+    i = s32[] parameter(3)
+    c0 = s32[] constant(0)
+    gd = f32[1,8] dynamic-slice(gs, i, c0), dynamic_slice_sizes={1,8}
+    g = f32[8] reshape(gd)
+    gb = f32[2,3,8] broadcast(g), dimensions={2}
+    out = f32[2,3,8] multiply(n, gb)
+    ROOT t = (f32[2,3,8], f32[2,3,8]) tuple(h, out)
+  )");
+  ExpectFused("residual+rms_norm");
+  EXPECT_THAT(Operands(), ElementsAre("x", "res", "gd"));
+  EXPECT_THAT(Attributes(), HasSubstr("mean_scale = 1.250000000e-01"));
+}
+
+TEST_F(FusionTest, PromotedNormReadsTheUnroundedSum) {
+  // JAX on CPU: the norm reads the f32 sum, the rest its bf16 rounding.
+  RunEntry(R"(
+    x = f32[1,8]{1,0} parameter(0)
+    res = bf16[1,8]{1,0} parameter(1)
+    resf = f32[1,8]{1,0} convert(res)
+    ar = f32[1,8]{1,0} all-reduce(x), GROUPS, to_apply=add_f32
+    arb = bf16[1,8]{1,0} convert(ar)
+    arf = f32[1,8]{1,0} convert(arb)
+    h = f32[1,8]{1,0} add(resf, arf)
+    hb = bf16[1,8]{1,0} convert(h)
+    sq = f32[1,8]{1,0} multiply(h, h)
+    zero = f32[] constant(0)
+    ss = f32[1]{0} reduce(sq, zero), dimensions={1}, to_apply=add_f32
+    inv = f32[1]{0} constant({0.125})
+    ms = f32[1]{0} multiply(ss, inv)
+    eps = f32[1]{0} constant({1e-5})
+    shifted = f32[1]{0} add(ms, eps)
+    rs = f32[1]{0} rsqrt(shifted)
+    rr = f32[] bitcast(rs)
+    rb = f32[1,8]{1,0} broadcast(rr), dimensions={}
+    n = f32[1,8]{1,0} multiply(h, rb)
+    nb = bf16[1,8]{1,0} convert(n)
+    nf = f32[1,8]{1,0} convert(nb)
+    g = bf16[8]{0} parameter(2)
+    gf = f32[8]{0} convert(g)
+    gb = f32[1,8]{1,0} bitcast(gf)
+    scaled = f32[1,8]{1,0} multiply(nf, gb)
+    out = bf16[1,8]{1,0} convert(scaled)
+    ROOT t = (bf16[1,8]{1,0}, bf16[1,8]{1,0}) tuple(hb, out)
+  )",
+           Platform::kHost);
+  ExpectFused("residual+rms_norm");
+  EXPECT_THAT(Attributes(), HasSubstr("addend_rounds = \"f32\""));
+  EXPECT_THAT(Attributes(), HasSubstr("sum_round = \"bf16\""));
+  EXPECT_THAT(Attributes(), HasSubstr("norm_round = \"bf16\""));
+  EXPECT_EQ(Calls()[0]->shape().tuple_shapes(0).element_type(), xla::BF16);
+  EXPECT_THAT(Operands()[1], "res");
+}
+
+TEST_F(FusionTest, KeepsIntermediateValuesThatOthersRead) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    h = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    RMS_NORM(h)
+    nb = bf16[4,8] convert(n)
+    ROOT t = (bf16[4,8], f32[4]) tuple(nb, r)
+  )");
+  ExpectFused("rms_norm");
+  EXPECT_THAT(Attributes(), HasSubstr("emit = \"sum,norm\""));
+  EXPECT_TRUE(Has(xla::HloOpcode::kRsqrt));
+}
+
+TEST_F(FusionTest, NormOverAnotherDimensionStays) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    h = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    sq = f32[4,8] multiply(h, h)
+    zero = f32[] constant(0)
+    ss = f32[8] reduce(sq, zero), dimensions={0}, to_apply=add_f32
+    inv = f32[8] parameter(1)
+    ms = f32[8] multiply(ss, inv)
+    eps = f32[] constant(1e-5)
+    epss = f32[8] broadcast(eps), dimensions={}
+    shifted = f32[8] add(ms, epss)
+    r = f32[8] rsqrt(shifted)
+    rb = f32[4,8] broadcast(r), dimensions={1}
+    ROOT n = f32[4,8] multiply(h, rb)
+  )");
+  ExpectFused("none");
+  EXPECT_TRUE(Has(xla::HloOpcode::kRsqrt));
+}
+
+TEST_F(FusionTest, StatisticsOfAnotherTensorStay) {
+  RunEntry(absl::StrCat(R"(
+    x = bf16[4,8] parameter(0)
+    y = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    yf = f32[4,8] convert(y)
+    h = bf16[4,8] parameter(1)
+    RMS_NORM(h)
+    ROOT out = f32[4,8] multiply(yf, rb)
+  )"));
+  ExpectFused("none");
+  EXPECT_TRUE(Has(xla::HloOpcode::kRsqrt));
+}
+
+TEST_F(FusionTest, NormInBf16Stays) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    h = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    sq = bf16[4,8] multiply(h, h)
+    zero = bf16[] constant(0)
+    ss = bf16[4] reduce(sq, zero), dimensions={1}, to_apply=add_bf16
+    inv = bf16[] constant(0.125)
+    invs = bf16[4] broadcast(inv), dimensions={}
+    ms = bf16[4] multiply(ss, invs)
+    eps = bf16[] constant(1e-5)
+    epss = bf16[4] broadcast(eps), dimensions={}
+    shifted = bf16[4] add(ms, epss)
+    r = bf16[4] rsqrt(shifted)
+    rb = bf16[4,8] broadcast(r), dimensions={0}
+    ROOT n = bf16[4,8] multiply(h, rb)
+  )");
+  ExpectFused("none");
+  EXPECT_TRUE(Has(xla::HloOpcode::kRsqrt));
+}
+
+TEST_F(FusionTest, ReductionThatStartsElsewhereStays) {
+  Run(absl::StrReplaceAll(R"(HEADER
+    ENTRY e {
+      x = bf16[4,8] parameter(0)
+      h = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+      RMS_NORM(h)
+      ROOT out = bf16[4,8] convert(n)
+    })",
+                          {{"RMS_NORM(h)",
+                            absl::StrReplaceAll(
+                                kNorm, {{"constant(0)", "constant(1)"}})}}));
+  ExpectFused("none");
+}
+
+TEST_F(FusionTest, GainThatDependsOnTheSumIsNotAbsorbed) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    res = bf16[4,8] parameter(1)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    h = bf16[4,8] add(ar, res)
+    RMS_NORM(h)
+    nb = bf16[4,8] convert(n)
+    zb = bf16[] constant(0)
+    g = bf16[8] reduce(h, zb), dimensions={0}, to_apply=add_bf16
+    gb = bf16[4,8] broadcast(g), dimensions={1}
+    ROOT out = bf16[4,8] multiply(nb, gb)
+  )");
+  ExpectFused("residual+rms_norm");
+  EXPECT_THAT(Operands(), ElementsAre("x", "res"));
+  EXPECT_TRUE(Has(xla::HloOpcode::kMultiply));
+}
+
+TEST_F(FusionTest, NormOfOtherLengthThanTheBiasStays) {
+  RunEntry(R"(
+    x = f32[2,4,8] parameter(0)
+    ar = f32[2,4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    b = f32[4,8] parameter(1)
+    bb = f32[2,4,8] broadcast(b), dimensions={1,2}
+    h = f32[2,4,8] add(ar, bb)
+    sq = f32[2,4,8] multiply(h, h)
+    zero = f32[] constant(0)
+    ss = f32[2,4] reduce(sq, zero), dimensions={2}, to_apply=add_f32
+    inv = f32[] constant(0.125)
+    invs = f32[2,4] broadcast(inv), dimensions={}
+    ms = f32[2,4] multiply(ss, invs)
+    eps = f32[] constant(1e-5)
+    epss = f32[2,4] broadcast(eps), dimensions={}
+    shifted = f32[2,4] add(ms, epss)
+    r = f32[2,4] rsqrt(shifted)
+    rb = f32[2,4,8] broadcast(r), dimensions={0,1}
+    ROOT n = f32[2,4,8] multiply(h, rb)
+  )");
+  ExpectFused("bias");
+  EXPECT_THAT(Attributes(), HasSubstr("hidden = 32 "));
+  EXPECT_TRUE(Has(xla::HloOpcode::kRsqrt));
+}
+
+// --------------------------------------------------------------------------
+// Left alone
+
+TEST_F(FusionTest, DeclinesOtherReductionsAndTypes) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    ROOT ar = f32[8] all-reduce(x), GROUPS, to_apply=max_f32
+  )");
+  ExpectDeclined("not a sum");
+  Run(R"(HloModule m, num_partitions=2
+    add { a = f64[] parameter(0)
+          b = f64[] parameter(1)
+          ROOT s = f64[] add(a, b) }
+    ENTRY e {
+      x = f64[8] parameter(0)
+      ROOT ar = f64[8] all-reduce(x), GROUPS, to_apply=add
+    })");
+  ExpectDeclined("F64");
+  Run(R"(HloModule m, num_partitions=2
+    add { a = s32[] parameter(0)
+          b = s32[] parameter(1)
+          ROOT s = s32[] add(a, b) }
+    ENTRY e {
+      x = s32[8] parameter(0)
+      ROOT ar = s32[8] all-reduce(x), GROUPS, to_apply=add
+    })");
+  ExpectDeclined("S32");
+}
+
+TEST_F(FusionTest, DeclinesSeveralOperands) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    y = f32[4] parameter(1)
+    ROOT ar = (f32[8], f32[4]) all-reduce(x, y), GROUPS, to_apply=add_f32
+  )");
+  ExpectDeclined("several operands");
+}
+
+TEST_F(FusionTest, DeclinesAsynchronousForm) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    s = f32[8] all-reduce-start(x), GROUPS, to_apply=add_f32
+    ROOT d = f32[8] all-reduce-done(s)
+  )");
+  ExpectDeclined("asynchronous");
+}
+
+TEST_F(FusionTest, DeclinesControlDependencies) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    t = f32[8] tanh(x)
+    ROOT ar = f32[8] all-reduce(x), GROUPS, to_apply=add_f32, control-predecessors={t}
+  )");
+  ExpectDeclined("control dependencies");
+}
+
+TEST_F(FusionTest, DeclinesUserAnnotations) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    ROOT ar = f32[8] all-reduce(x), GROUPS, to_apply=add_f32,
+      frontend_attributes={_scheduling_group_id="1"}
+  )");
+  ExpectDeclined("_scheduling_group_id");
+}
+
+TEST_F(FusionTest, DeclinesGroupsItCannotServe) {
+  const auto run = [&](int partitions, absl::string_view groups) {
+    Run(absl::StrCat("HloModule m, num_partitions=", partitions, kComputations,
+                     R"(
+      ENTRY e {
+        x = f32[8] parameter(0)
+        ROOT ar = f32[8] all-reduce(x), channel_id=1, replica_groups=)",
+                     groups, R"(, use_global_device_ids=true, to_apply=add_f32
+      })"));
+  };
+  run(1, "{{0}}");
+  ExpectDeclined("one rank");
+  run(9, "{{0,1,2,3,4,5,6,7,8}}");
+  ExpectDeclined("groups of 9 ranks");
+}
+
+TEST_F(FusionTest, DeclinesLargeMessages) {
+  RunEntry(R"(
+    x = f32[1024,1024] parameter(0)
+    ROOT ar = f32[1024,1024] all-reduce(x), GROUPS, to_apply=add_f32
+  )");
+  ExpectDeclined("too large");
+}
+
+TEST_F(FusionTest, DeclinesOtherLayouts) {
+  RunEntry(R"(
+    x = f32[4,8]{0,1} parameter(0)
+    ROOT ar = f32[4,8]{0,1} all-reduce(x), GROUPS, to_apply=add_f32
+  )");
+  ExpectDeclined("row-major");
+}
+
+TEST_F(FusionTest, AbsorbsNothingItDoesNotUnderstand) {
+  const std::string hlo = R"(HEADER
+    ENTRY e {
+      x = bf16[4,8] parameter(0)
+      res = bf16[4,8] parameter(1)
+      ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+      h = bf16[4,8] add(ar, res)
+      RMS_NORM(h)
+      ROOT out = bf16[4,8] convert(n)
+    })";
+  const auto all_but = [](absl::string_view name) {
+    return [=](const xla::HloInstruction* hlo) { return hlo->name() != name; };
+  };
+  Run(hlo, Platform::kCuda, all_but("ar"));
+  ExpectDeclined("unknown proto fields");
+  Run(hlo, Platform::kCuda, all_but("h"));
+  ExpectFused("none");
+  Run(hlo, Platform::kCuda, all_but("r"));
+  ExpectFused("residual");
+}
+
+TEST_F(FusionTest, ReportsEveryAllReduce) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    a = f32[8] all-reduce(x), GROUPS, to_apply=add_f32
+    t = f32[8] tanh(a)
+    ROOT b = f32[8] all-reduce(t), channel_id=2, replica_groups={{0,1}},
+      use_global_device_ids=true, to_apply=max_f32, metadata={op_name="say \"hi\"\n"}
+  )");
+  EXPECT_EQ(report_.all_reduces.size(), 2);
+  EXPECT_EQ(report_.fired(), 1);
+  EXPECT_THAT(report_.ToText(), HasSubstr("1 of 2 all-reduces fused"));
+  EXPECT_THAT(report_.ToText(), HasSubstr("left alone: reduction is not a sum"));
+  EXPECT_THAT(report_.ToJson(), HasSubstr(R"("site":"say \"hi\"\u000a")"));
+  EXPECT_THAT(report_.ToJson(), Not(HasSubstr("\n\"")));
+}
+
+TEST_F(FusionTest, ModuleWithoutAllReduceIsUntouched) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    ROOT t = f32[8] tanh(x)
+  )");
+  EXPECT_THAT(report_.all_reduces, IsEmpty());
+}
+
+}  // namespace
+}  // namespace oneshot

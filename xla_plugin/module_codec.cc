@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "xla_plugin/module_codec.h"
+
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "xla/hlo/ir/hlo_instruction.h"
+#include "xla/layout_util.h"
+#include "xla/service/computation_placer.h"
+#include "xla/service/hlo.pb.h"
+#include "xla/service/hlo_module_config.h"
+#include "xla/shape.h"
+#include "xla/shape_util.h"
+#include "xla/tsl/lib/strings/proto_serialization.h"
+
+namespace oneshot {
+namespace {
+
+bool SameLayouts(const xla::Shape& a, const xla::Shape& b) {
+  return xla::Shape::Equal().MinorToMajorOnlyInLayout()(a, b);
+}
+
+// XLA takes the entry's layouts from the parameters and the root when it reads
+// a changed module back; layouts that the user asked for would be forgotten.
+absl::Status CheckEntryLayouts(const xla::HloModuleProto& proto,
+                               const xla::HloModule& module) {
+  TF_ASSIGN_OR_RETURN(
+      const xla::ProgramShape wanted,
+      xla::ProgramShape::FromProto(proto.host_program_shape()));
+  const xla::HloComputation* entry = module.entry_computation();
+  bool same = wanted.parameters_size() == entry->num_parameters() &&
+              SameLayouts(wanted.result(), entry->root_instruction()->shape());
+  for (int64_t i = 0; same && i < entry->num_parameters(); ++i) {
+    same = SameLayouts(wanted.parameters(i),
+                       entry->parameter_instruction(i)->shape());
+  }
+  if (same) return absl::OkStatus();
+  return absl::UnimplementedError(
+      "the entry computation has layouts of its own");
+}
+
+}  // namespace
+
+absl::StatusOr<DecodedModule> DecodedModule::Decode(
+    absl::string_view serialized) {
+  xla::HloModuleProto proto;
+  if (serialized.size() > std::numeric_limits<int>::max() ||
+      !proto.ParseFromArray(serialized.data(),
+                            static_cast<int>(serialized.size()))) {
+    return absl::InvalidArgumentError("not an HloModuleProto");
+  }
+
+  // Set aside what we don't know of single instructions; refuse it elsewhere.
+  DecodedModule decoded;
+  for (xla::HloComputationProto& computation : *proto.mutable_computations()) {
+    for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
+      const auto* reflection = hlo.GetReflection();
+      if (reflection->GetUnknownFields(hlo).empty()) continue;
+      decoded.unknown_[hlo.id()].Swap(reflection->MutableUnknownFields(&hlo));
+    }
+  }
+  const size_t size = proto.ByteSizeLong();
+  proto.DiscardUnknownFields();
+  if (proto.ByteSizeLong() != size) {
+    return absl::UnimplementedError(
+        "the module has proto fields that this version does not know");
+  }
+
+  TF_ASSIGN_OR_RETURN(xla::HloModuleConfig config,
+                      xla::HloModule::CreateModuleConfigFromProto(
+                          proto, xla::DebugOptions()));
+  if (proto.has_device_assignment()) {
+    TF_ASSIGN_OR_RETURN(
+        const auto assignment,
+        xla::DeviceAssignment::Deserialize(proto.device_assignment()));
+    config.set_static_device_assignment(*assignment);
+    config.set_replica_count(assignment->replica_count());
+    config.set_num_partitions(assignment->computation_count());
+  }
+  TF_ASSIGN_OR_RETURN(decoded.module_,
+                      xla::HloModule::CreateFromProto(proto, config));
+  TF_RETURN_IF_ERROR(CheckEntryLayouts(proto, *decoded.module_));
+
+  // The proof that nothing is lost, rather than a list of what could be.
+  const xla::HloModuleProto again = decoded.module_->ToProto();
+  bool same = again.computations_size() == proto.computations_size();
+  for (int i = 0; same && i < proto.computations_size(); ++i) {
+    std::string before, after;
+    same = tsl::SerializeToStringDeterministic(proto.computations(i), &before) &&
+           tsl::SerializeToStringDeterministic(again.computations(i), &after) &&
+           before == after;
+  }
+  if (!same) {
+    return absl::UnimplementedError(
+        "the module does not survive being read and written by this version");
+  }
+  return decoded;
+}
+
+bool DecodedModule::Understands(const xla::HloInstruction* instruction) const {
+  return !unknown_.contains(instruction->unique_id());
+}
+
+absl::StatusOr<std::string> DecodedModule::Encode() const {
+  xla::HloModuleProto proto = module_->ToProto();
+  for (xla::HloComputationProto& computation : *proto.mutable_computations()) {
+    for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
+      const auto it = unknown_.find(hlo.id());
+      if (it == unknown_.end()) continue;
+      hlo.GetReflection()->MutableUnknownFields(&hlo)->MergeFrom(it->second);
+    }
+  }
+  std::string serialized;
+  if (!proto.SerializeToString(&serialized)) {
+    return absl::InternalError("the rewritten module can't be serialized");
+  }
+  return serialized;
+}
+
+}  // namespace oneshot

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "xla_plugin/module_codec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "xla/hlo/parser/hlo_parser.h"
+#include "xla/service/hlo.pb.h"
+#include "xla_plugin/all_reduce_epilogue_fusion.h"
+#include "xla_plugin/module_scan.h"
+
+namespace oneshot {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kModule[] = R"(HloModule m, num_partitions=2
+  add { a = f32[] parameter(0)
+        b = f32[] parameter(1)
+        ROOT s = f32[] add(a, b) }
+  ENTRY e {
+    x = f32[4,8] parameter(0)
+    i = s32[] parameter(1)
+    n = s32[] constant(3)
+    lt = pred[] compare(i, n), direction=LT
+    ar = f32[4,8] all-reduce(x), channel_id=1, replica_groups={{0,1}},
+      use_global_device_ids=true, to_apply=add
+    ROOT t = (f32[4,8], pred[]) tuple(ar, lt)
+  })";
+
+xla::HloModuleProto Proto(absl::string_view text = kModule) {
+  auto module = xla::ParseAndReturnUnverifiedModule(text);
+  EXPECT_TRUE(module.ok()) << module.status();
+  return (*module)->ToProto();
+}
+
+xla::HloInstructionProto* Find(xla::HloModuleProto& proto,
+                               absl::string_view name) {
+  for (auto& computation : *proto.mutable_computations()) {
+    for (auto& hlo : *computation.mutable_instructions()) {
+      if (hlo.name() == name) return &hlo;
+    }
+  }
+  return nullptr;
+}
+
+// A field from the future: number 30000, a string.
+void AddUnknownField(google::protobuf::Message* message) {
+  message->GetReflection()->MutableUnknownFields(message)->AddLengthDelimited(
+      30000, "TOTAL");
+}
+
+TEST(ModuleCodecTest, RoundTripLosesNothing) {
+  const xla::HloModuleProto proto = Proto();
+  const auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  xla::HloModuleProto again;
+  ASSERT_TRUE(again.ParseFromString(decoded->Encode().value()));
+  ASSERT_EQ(again.computations_size(), proto.computations_size());
+  for (int i = 0; i < proto.computations_size(); ++i) {
+    EXPECT_EQ(again.computations(i).SerializeAsString(),
+              proto.computations(i).SerializeAsString());
+  }
+}
+
+TEST(ModuleCodecTest, CarriesUnknownFieldsOfInstructionsThatStay) {
+  xla::HloModuleProto proto = Proto();
+  AddUnknownField(Find(proto, "lt"));
+  auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  xla::HloComputation* entry = decoded->module()->entry_computation();
+  EXPECT_FALSE(decoded->Understands(entry->GetInstructionWithName("lt")));
+  EXPECT_TRUE(decoded->Understands(entry->GetInstructionWithName("ar")));
+
+  // The rest of the module may change meanwhile.
+  AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda);
+  ASSERT_TRUE(pass.Run(decoded->module()).value());
+  xla::HloModuleProto after;
+  ASSERT_TRUE(after.ParseFromString(decoded->Encode().value()));
+  EXPECT_EQ(Find(after, "ar"), nullptr);
+  const xla::HloInstructionProto* lt = Find(after, "lt");
+  const auto& fields = lt->GetReflection()->GetUnknownFields(*lt);
+  ASSERT_EQ(fields.field_count(), 1);
+  EXPECT_EQ(fields.field(0).number(), 30000);
+  EXPECT_EQ(fields.field(0).length_delimited(), "TOTAL");
+}
+
+TEST(ModuleCodecTest, RefusesUnknownFieldsElsewhere) {
+  for (int where = 0; where < 3; ++where) {
+    xla::HloModuleProto proto = Proto();
+    if (where == 0) AddUnknownField(&proto);
+    if (where == 1) AddUnknownField(proto.mutable_computations(0));
+    if (where == 2) AddUnknownField(Find(proto, "x")->mutable_shape());
+    const auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+    ASSERT_FALSE(decoded.ok()) << where;
+    EXPECT_THAT(decoded.status().message(), HasSubstr("does not know"));
+  }
+}
+
+TEST(ModuleCodecTest, RefusesEntryLayoutsOfTheUsersOwn) {
+  xla::HloModuleProto proto = Proto();
+  auto* layout =
+      proto.mutable_host_program_shape()->mutable_parameters(0)->mutable_layout();
+  layout->clear_minor_to_major();
+  layout->add_minor_to_major(0);
+  layout->add_minor_to_major(1);
+  const auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+  ASSERT_FALSE(decoded.ok());
+  EXPECT_THAT(decoded.status().message(), HasSubstr("layouts of its own"));
+}
+
+TEST(ModuleCodecTest, RefusesWhatItWouldChange) {
+  // An opcode of the future, and bytes that are no module at all.
+  xla::HloModuleProto proto = Proto();
+  Find(proto, "lt")->set_opcode("compare-and-swap");
+  EXPECT_FALSE(DecodedModule::Decode(proto.SerializeAsString()).ok());
+  EXPECT_FALSE(DecodedModule::Decode("\xff\xff\xff").ok());
+}
+
+TEST(ModuleCodecTest, TakesCountsFromTheDeviceAssignment) {
+  xla::HloModuleProto proto = Proto(R"(HloModule m, replica_count=2
+    add { a = f32[] parameter(0)
+          b = f32[] parameter(1)
+          ROOT s = f32[] add(a, b) }
+    ENTRY e {
+      x = f32[8] parameter(0)
+      ROOT ar = f32[8] all-reduce(x), replica_groups={}, to_apply=add
+    })");
+  xla::DeviceAssignmentProto* assignment = proto.mutable_device_assignment();
+  assignment->set_replica_count(2);
+  assignment->set_computation_count(1);
+  auto* devices = assignment->add_computation_devices();
+  devices->add_replica_device_ids(0);
+  devices->add_replica_device_ids(1);
+  auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda);
+  EXPECT_TRUE(pass.Run(decoded->module()).value()) << pass.report().ToText();
+}
+
+TEST(ModuleScanTest, FindsAllReducesOnly) {
+  xla::HloModuleProto proto = Proto();
+  EXPECT_TRUE(HasAllReduce(proto.SerializeAsString()));
+  Find(proto, "ar")->set_opcode("all-reduce-start");
+  EXPECT_TRUE(HasAllReduce(proto.SerializeAsString()));
+  // Only the opcode counts: not a name, not a constant's bytes.
+  Find(proto, "ar")->set_opcode("copy");
+  Find(proto, "ar")->set_name("all-reduce");
+  EXPECT_FALSE(HasAllReduce(proto.SerializeAsString()));
+}
+
+TEST(ModuleScanTest, SurvivesAnyBytes) {
+  const std::string module = Proto().SerializeAsString();
+  for (size_t i = 0; i < module.size(); ++i) {
+    HasAllReduce(absl::string_view(module).substr(0, i));
+    std::string bent = module;
+    bent[i] = static_cast<char>(~bent[i]);
+    HasAllReduce(bent);
+  }
+  EXPECT_FALSE(HasAllReduce(""));
+  EXPECT_FALSE(HasAllReduce("\x1a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"));
+}
+
+}  // namespace
+}  // namespace oneshot

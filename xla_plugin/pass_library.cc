@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "xla_plugin/pass_library.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
+#include "xla/service/hlo.pb.h"
+#include "xla/service/hlo_verifier.h"
+#include "xla_plugin/all_reduce_epilogue_fusion.h"
+#include "xla_plugin/module_codec.h"
+#include "xla_plugin/report.h"
+
+namespace oneshot {
+namespace {
+
+// Writes what happened to one module into the dump directory.
+class Dump {
+ public:
+  Dump(std::string dir, absl::string_view module_name) : dir_(std::move(dir)) {
+    if (dir_.empty()) return;
+    static std::atomic<int> counter = 0;
+    std::string name(module_name);
+    for (char& c : name) {
+      if (!absl::ascii_isalnum(c) && c != '_' && c != '-' && c != '.') c = '_';
+    }
+    prefix_ = absl::StrFormat("%s/%d-%04d.%s", dir_, getpid(), counter++, name);
+  }
+
+  bool enabled() const { return !dir_.empty(); }
+
+  absl::Status Write(absl::string_view suffix, absl::string_view text) const {
+    if (!enabled()) return absl::OkStatus();
+    std::error_code error;
+    std::filesystem::create_directories(dir_, error);
+    const std::string path = absl::StrCat(prefix_, suffix);
+    std::ofstream file(path, std::ios::binary);
+    file << text;
+    file.close();
+    if (file) return absl::OkStatus();
+    return absl::PermissionDeniedError(
+        absl::StrCat("can't write ", path, ": ", std::strerror(errno)));
+  }
+
+ private:
+  std::string dir_;
+  std::string prefix_;
+};
+
+struct Result {
+  std::string module;  // empty: unchanged
+  std::string message;
+};
+
+std::string Summary(const ModuleReport& report) {
+  std::string out =
+      absl::StrFormat("%s: %d of %d all-reduces fused", report.module,
+                      report.fired(), report.all_reduces.size());
+  if (!report.declined_module.empty()) {
+    return absl::StrCat(report.module, ": left alone, ",
+                        report.declined_module);
+  }
+  for (const SiteReport& site : report.all_reduces) {
+    if (!site.fired()) {
+      absl::StrAppend(&out, "; ", site.name, " left alone: ", site.reason);
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<Result> RunPass(absl::string_view platform,
+                               absl::string_view dump_dir,
+                               absl::string_view serialized) {
+  absl::StatusOr<DecodedModule> decoded = DecodedModule::Decode(serialized);
+  if (!decoded.ok()) {
+    ModuleReport report;
+    xla::HloModuleProto proto;
+    proto.ParseFromArray(serialized.data(),
+                         static_cast<int>(serialized.size()));
+    report.module = proto.name();
+    report.platform = std::string(platform);
+    report.declined_module = std::string(decoded.status().message());
+    const Dump dump(std::string(dump_dir), report.module);
+    TF_RETURN_IF_ERROR(dump.Write(".report.json", report.ToJson()));
+    TF_RETURN_IF_ERROR(dump.Write(".report.txt", report.ToText()));
+    return Result{"", Summary(report)};
+  }
+  xla::HloModule* module = decoded->module();
+  const Dump dump(std::string(dump_dir), module->name());
+  const std::string before = dump.enabled() ? module->ToString() : "";
+
+  AllReduceEpilogueFusion pass(
+      platform == "Host" ? AllReduceEpilogueFusion::Platform::kHost
+                         : AllReduceEpilogueFusion::Platform::kCuda,
+      [&](const xla::HloInstruction* hlo) { return decoded->Understands(hlo); });
+  TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
+  Result result{"", Summary(pass.report())};
+  if (changed) {
+    // XLA verifies the module again, but treats a failure there as a failed
+    // compilation; here it only means that the module stays as it was.
+    xla::HloVerifier verifier(/*layout_sensitive=*/false,
+                              /*allow_mixed_precision=*/true);
+    TF_RETURN_IF_ERROR(verifier.Run(module).status());
+    TF_ASSIGN_OR_RETURN(result.module, decoded->Encode());
+  }
+  TF_RETURN_IF_ERROR(dump.Write(".before.hlo", before));
+  if (changed) TF_RETURN_IF_ERROR(dump.Write(".after.hlo", module->ToString()));
+  TF_RETURN_IF_ERROR(dump.Write(".report.json", pass.report().ToJson()));
+  TF_RETURN_IF_ERROR(dump.Write(".report.txt", pass.report().ToText()));
+  return result;
+}
+
+char* Copy(const std::string& text) {
+  char* copy = static_cast<char*>(std::malloc(text.size() + 1));
+  if (copy != nullptr) std::memcpy(copy, text.c_str(), text.size() + 1);
+  return copy;
+}
+
+}  // namespace
+}  // namespace oneshot
+
+extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
+    const char* platform, const char* dump_dir, const char* module, size_t size,
+    char** out, size_t* out_size, char** message) {
+  *out = nullptr;
+  *out_size = 0;
+  *message = nullptr;
+  try {
+    auto result = oneshot::RunPass(platform, dump_dir, {module, size});
+    if (!result.ok()) {
+      *message = oneshot::Copy(std::string(result.status().message()));
+      return -1;
+    }
+    *message = oneshot::Copy(result->message);
+    if (result->module.empty()) return 0;
+    *out = oneshot::Copy(result->module);
+    *out_size = result->module.size();
+    return *out != nullptr ? 1 : -1;
+  } catch (const std::exception& error) {
+    *message = oneshot::Copy(error.what());
+    return -1;
+  }
+}
