@@ -97,7 +97,7 @@ def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
             outs = [object],
             cmd = " ".join(
                 ["$(location @cuda//:nvcc) -c $(location %s) -o $@ -I." % src] +
-                ["-std=c++17 -O3 -lineinfo --threads 2 -Xptxas -warn-spills"] +
+                ["-std=c++17 -O3 -lineinfo --threads 2"] +
                 ["-Xcompiler -fPIC,-fvisibility=hidden,-Wall"] +
                 ["-gencode '%s'" % a for a in _ARCHITECTURES],
             ),

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/virtual_ranks.h"
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +8,7 @@
 #include <thread>
 
 #include "cuda/limits.h"
+#include "cuda/virtual_ranks.h"
 
 namespace oneshot {
 namespace {
@@ -28,18 +27,13 @@ __global__ void CountWritten(const uint32_t* words, size_t count,
 
 // The control words, while a kernel may still spin on the device. False when
 // the device does not answer either.
-bool PeekControl(const VirtualRank& rank, Control* control) {
+bool PeekControl(const VirtualRank& rank) {
   rank.MakeCurrent();
-  Control* pinned = nullptr;
-  cudaStream_t stream = nullptr;
-  ONESHOT_CHECK_CUDA(cudaHostAlloc(&pinned, sizeof(Control), 0));
-  ONESHOT_CHECK_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  ONESHOT_CHECK_CUDA(cudaMemcpyAsync(pinned, rank.view.control, sizeof(Control),
-                                     cudaMemcpyDeviceToHost, stream));
+  ONESHOT_CHECK_CUDA(cudaMemcpyAsync(rank.observed, rank.view.control,
+                                     sizeof(Control), cudaMemcpyDeviceToHost,
+                                     rank.observer));
   std::this_thread::sleep_for(std::chrono::seconds(1));
-  const bool answered = cudaStreamQuery(stream) == cudaSuccess;
-  if (answered) *control = *pinned;
-  return answered;
+  return cudaStreamQuery(rank.observer) == cudaSuccess;
 }
 
 }  // namespace
@@ -82,13 +76,16 @@ VirtualRanks::VirtualRanks(int ranks, const std::vector<int>& devices,
     VirtualRank& rank = ranks_[r];
     rank.device = devices[r % num_devices];
     rank.MakeCurrent();
-    ONESHOT_CHECK_CUDA(cudaDeviceGetAttribute(&rank.multiprocessors,
-                                              cudaDevAttrMultiProcessorCount,
-                                              rank.device));
+    ONESHOT_CHECK_CUDA(cudaDeviceGetAttribute(
+        &rank.multiprocessors, cudaDevAttrMultiProcessorCount, rank.device));
     rank.multiprocessors /= share;
     ONESHOT_CHECK_CUDA(
         cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking));
     ONESHOT_CHECK_CUDA(LoadAllReduceKernels(ranks));
+    ONESHOT_CHECK_CUDA(
+        cudaStreamCreateWithFlags(&rank.observer, cudaStreamNonBlocking));
+    ONESHOT_CHECK_CUDA(cudaHostAlloc(&rank.observed, sizeof(Control), 0));
+    ONESHOT_CHECK_CUDA(cudaMalloc(&rank.counter, sizeof(*rank.counter)));
     ONESHOT_CHECK_CUDA(
         cudaMalloc(&inboxes[r], InboxBytes(ranks) + sizeof(Control)));
     ONESHOT_CHECK_CUDA(cudaMemset(inboxes[r], 0xFF, InboxBytes(ranks)));
@@ -112,6 +109,9 @@ VirtualRanks::~VirtualRanks() {
   for (const VirtualRank& rank : ranks_) {
     rank.MakeCurrent();
     ONESHOT_CHECK_CUDA(cudaFree(rank.view.inboxes[rank.view.rank]));
+    ONESHOT_CHECK_CUDA(cudaFree(rank.counter));
+    ONESHOT_CHECK_CUDA(cudaFreeHost(rank.observed));
+    ONESHOT_CHECK_CUDA(cudaStreamDestroy(rank.observer));
     ONESHOT_CHECK_CUDA(cudaStreamDestroy(rank.stream));
   }
 }
@@ -138,11 +138,10 @@ void VirtualRanks::Wait(const char* what, double seconds) const {
   for (const VirtualRank& rank : ranks_) {
     rank.MakeCurrent();
     const bool running = cudaStreamQuery(rank.stream) == cudaErrorNotReady;
-    Control control;
-    if (PeekControl(rank, &control)) {
+    if (PeekControl(rank)) {
       std::printf("  rank %d device %d: %s, epoch %u, blocks arrived %u\n",
                   rank.view.rank, rank.device, running ? "running" : "done",
-                  control.epoch, control.arrived);
+                  rank.observed->epoch, rank.observed->arrived);
     } else {
       std::printf("  rank %d device %d: %s, no answer\n", rank.view.rank,
                   rank.device, running ? "running" : "done");
@@ -156,26 +155,27 @@ bool VirtualRanks::IsQuiet(uint32_t epoch) const {
   bool quiet = true;
   for (const VirtualRank& rank : ranks_) {
     rank.MakeCurrent();
-    unsigned long long* written = nullptr;
-    ONESHOT_CHECK_CUDA(cudaMallocManaged(&written, sizeof(*written)));
-    *written = 0;
+    ONESHOT_CHECK_CUDA(
+        cudaMemsetAsync(rank.counter, 0, sizeof(*rank.counter), rank.stream));
     CountWritten<<<64, 512, 0, rank.stream>>>(
         static_cast<const uint32_t*>(rank.view.inboxes[rank.view.rank]),
-        InboxBytes(size()) / sizeof(uint32_t), written);
+        InboxBytes(size()) / sizeof(uint32_t), rank.counter);
     ONESHOT_CHECK_CUDA(cudaGetLastError());
+    unsigned long long written = 0;
     Control control;
+    ONESHOT_CHECK_CUDA(cudaMemcpyAsync(&written, rank.counter, sizeof(written),
+                                       cudaMemcpyDeviceToHost, rank.stream));
     ONESHOT_CHECK_CUDA(cudaMemcpyAsync(&control, rank.view.control,
                                        sizeof(control), cudaMemcpyDeviceToHost,
                                        rank.stream));
     ONESHOT_CHECK_CUDA(cudaStreamSynchronize(rank.stream));
-    if (*written != 0 || control.arrived != 0 || control.epoch != epoch) {
+    if (written != 0 || control.arrived != 0 || control.epoch != epoch) {
       std::printf(
           "  rank %d: %llu words not cleared, arrived %u (want 0), epoch %u "
           "(want %u)\n",
-          rank.view.rank, *written, control.arrived, control.epoch, epoch);
+          rank.view.rank, written, control.arrived, control.epoch, epoch);
       quiet = false;
     }
-    ONESHOT_CHECK_CUDA(cudaFree(written));
   }
   return quiet;
 }

@@ -27,6 +27,10 @@ struct VirtualRank {
   int multiprocessors = 0;  // its share of the device
   cudaStream_t stream = nullptr;
   WorkspaceView view;
+  // For looking at the rank from outside, also while it hangs.
+  cudaStream_t observer = nullptr;
+  Control* observed = nullptr;            // pinned
+  unsigned long long* counter = nullptr;  // on the device
 
   void MakeCurrent() const { ONESHOT_CHECK_CUDA(cudaSetDevice(device)); }
 };

@@ -31,6 +31,9 @@ EPSILON = 1e-5
 ROPE_THETA = 10000.0
 
 Tree = dict[str, jax.Array]
+# What each layer has its own of: with a scan one tree, whose leaves have L as
+# their first dimension; else a list of trees.
+Layers = Tree | list[Tree]
 
 # How a parameter of one layer is sharded: [in, out] matrices are split by
 # their columns, then by their rows, so that only the second product of each
@@ -47,8 +50,7 @@ LAYER_SPECS = {
     "down": P("tp", None),
 }
 GLOBAL_SPECS = {"embedding": P(), "final_norm": P(), "head": P(None, "tp")}
-# [L, B, S, K, E]
-CACHE_SPEC = P(None, None, None, "tp", None)
+CACHE_SPEC = P(None, None, "tp", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,26 +116,29 @@ def layer_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def make_parameters(config: Config) -> dict[str, np.ndarray]:
+def make_parameters(config: Config) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Deterministic parameters, rounded to the model's type.
 
-    The layers are stacked: `wq` is [L, D, H * E]. Matrices have variance
+    Returns those of each layer and the rest. Matrices have variance
     1 / fan-in, so that activations stay O(1); gains are near 1.
     """
     rng = np.random.default_rng(config.seed)
-    shapes = {name: (config.layers, *shape) for name, shape in layer_shapes(config).items()}
-    shapes["embedding"] = (config.vocab, config.hidden)
-    shapes["final_norm"] = (config.hidden,)
-    shapes["head"] = (config.hidden, config.vocab)
-    parameters = {}
-    for name, shape in shapes.items():
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         value = rng.standard_normal(shape, np.float32)
         if name.endswith("norm"):
-            value = 1 + 0.1 * value
+            value = 1 + np.float32(0.1) * value
         elif name != "embedding":
-            value /= np.sqrt(np.float32(shape[-2]))
-        parameters[name] = value.astype(config.jax_dtype)
-    return parameters
+            value /= np.sqrt(np.float32(shape[0]))
+        return value.astype(config.jax_dtype)
+
+    shapes = layer_shapes(config)
+    layers = [
+        {name: draw(name, shape) for name, shape in shapes.items()} for _ in range(config.layers)
+    ]
+    d, v = config.hidden, config.vocab
+    rest = {"embedding": (v, d), "final_norm": (d,), "head": (d, v)}
+    return layers, {name: draw(name, shape) for name, shape in rest.items()}
 
 
 def make_tokens(config: Config) -> np.ndarray:
@@ -165,32 +170,28 @@ def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def attention(
-    config: Config,
-    layer: Tree,
-    x: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    position: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Grouped-query attention of one token to all before it.
+    config: Config, layer: Tree, x: jax.Array, state: Tree, position: jax.Array
+) -> tuple[jax.Array, Tree]:
+    """Grouped-query attention of one token to itself and all before it.
 
-    x is [B, D]; keys and values are [B, S, K, E]. Returns the output [B, D]
-    and the new keys and values.
+    x is [B, D]; the state's keys and values are [B, S, K, E]. Returns the
+    output [B, D] and the new state.
     """
     b, e = config.batch, config.head_size
     q = rotate((x @ layer["wq"]).reshape(b, config.heads, e), position)
     k = rotate((x @ layer["wk"]).reshape(b, config.kv_heads, e), position)
     v = (x @ layer["wv"]).reshape(b, config.kv_heads, e)
-    keys = lax.dynamic_update_slice_in_dim(keys, k[:, None], position, axis=1)
-    values = lax.dynamic_update_slice_in_dim(values, v[:, None], position, axis=1)
+    keys = lax.dynamic_update_slice_in_dim(state["keys"], k[:, None], position, axis=1)
+    values = lax.dynamic_update_slice_in_dim(state["values"], v[:, None], position, axis=1)
 
+    # [B, K, H / K, E] times [B, S, K, E] -> [B, K, H / K, S]
     q = q.reshape(b, config.kv_heads, -1, e)
     scores = jnp.einsum("bkge,bske->bkgs", q, keys, preferred_element_type=jnp.float32)
     seen = jnp.arange(config.cache_length) <= position
     scores = jnp.where(seen, scores * e**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
     mixed = jnp.einsum("bkgs,bske->bkge", weights, values)
-    return mixed.reshape(b, -1) @ layer["wo"], keys, values
+    return mixed.reshape(b, -1) @ layer["wo"], {"keys": keys, "values": values}
 
 
 def mlp(layer: Tree, x: jax.Array) -> jax.Array:
@@ -201,42 +202,41 @@ def mlp(layer: Tree, x: jax.Array) -> jax.Array:
 def decode_step(
     config: Config,
     mesh: Mesh,
-    parameters: Tree,
-    cache: Tree,
+    layers: Layers,
+    rest: Tree,
+    cache: Layers,
     tokens: jax.Array,
     position: jax.Array,
-) -> tuple[Tree, jax.Array]:
+) -> tuple[Layers, jax.Array]:
     """One token of each sequence through the model.
 
-    The cache holds keys and values, each [L, B, S, K, E]; tokens are i32[B].
-    Returns the new cache and the logits f32[B, V].
+    The cache holds each layer's keys and values, [B, S, K, E]; tokens are
+    i32[B]. Returns the new cache and the logits f32[B, V].
     """
 
     def replicate(x: jax.Array) -> jax.Array:
         return lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
 
-    def block(x: jax.Array, inputs: tuple[Tree, jax.Array, jax.Array]):
-        layer, keys, values = inputs
+    def block(x: jax.Array, inputs: tuple[Tree, Tree]) -> tuple[jax.Array, Tree]:
+        layer, state = inputs
         normed = rms_norm(x, layer["attention_norm"])
-        attended, keys, values = attention(config, layer, normed, keys, values, position)
+        attended, state = attention(config, layer, normed, state, position)
         x = x + replicate(attended)
         x = x + replicate(mlp(layer, rms_norm(x, layer["mlp_norm"])))
-        return x, (keys, values)
+        return x, state
 
-    x = replicate(parameters["embedding"][tokens])
-    stacked = {name: parameters[name] for name in LAYER_SPECS}
-    inputs = (stacked, cache["keys"], cache["values"])
+    x = replicate(rest["embedding"][tokens])
     if config.scan:
-        x, (keys, values) = lax.scan(block, x, inputs)
+        x, cache = lax.scan(block, x, (layers, cache))
     else:
         states = []
-        for i in range(config.layers):
-            x, state = block(x, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
+        for inputs in zip(layers, cache, strict=True):
+            x, state = block(x, inputs)
             states.append(state)
-        keys, values = (jnp.stack(parts) for parts in zip(*states, strict=True))
-    x = rms_norm(x, parameters["final_norm"])
-    logits = jnp.matmul(x, parameters["head"], preferred_element_type=jnp.float32)
-    return {"keys": keys, "values": values}, replicate(logits)
+        cache = states
+    x = rms_norm(x, rest["final_norm"])
+    logits = jnp.matmul(x, rest["head"], preferred_element_type=jnp.float32)
+    return cache, replicate(logits)
 
 
 # ---------------------------------------------------------------------------
@@ -247,68 +247,81 @@ class Decoder:
     """The model on a mesh, ready to decode."""
 
     def __init__(self, config: Config) -> None:
+        """Places the parameters; compiles nothing yet."""
         self.config = config
         devices = np.array(jax.devices()[: config.tp])
         if devices.size < config.tp:
             raise ValueError(f"--tp {config.tp}, but only {devices.size} devices")
         self.mesh = Mesh(devices, ("tp",), axis_types=(AxisType.Auto,))
-        specs = {name: P(None, *spec) for name, spec in LAYER_SPECS.items()} | GLOBAL_SPECS
-        self.parameters = {
-            name: jax.device_put(value, self._sharding(specs[name]))
-            for name, value in make_parameters(config).items()
-        }
-        self.tokens = jax.device_put(make_tokens(config), self._sharding(P()))
-        self.positions = [
-            jax.device_put(np.int32(i), self._sharding(P())) for i in range(config.steps)
-        ]
-        cache = self._sharding(CACHE_SPEC)
-        shardings = ({"keys": cache, "values": cache}, self._sharding(P()))
-        self._new_cache = jax.jit(self._zeros, out_shardings=shardings[0])
-        self._step = jax.jit(
-            functools.partial(decode_step, config, self.mesh),
-            donate_argnums=1,
-            out_shardings=shardings,
+        everywhere = NamedSharding(self.mesh, P())
+
+        layers, rest = make_parameters(config)
+        shardings = {name: self._layer_sharding(spec) for name, spec in LAYER_SPECS.items()}
+        if config.scan:
+            stacked = {name: np.stack([layer[name] for layer in layers]) for name in LAYER_SPECS}
+            self.layers = jax.device_put(stacked, shardings)
+        else:
+            self.layers = [jax.device_put(layer, shardings) for layer in layers]
+        self.rest = jax.device_put(
+            rest, {name: NamedSharding(self.mesh, spec) for name, spec in GLOBAL_SPECS.items()}
         )
-        self._steps = jax.jit(self._device_loop, donate_argnums=1, out_shardings=shardings)
-        self._token_list = [jax.device_put(row, self._sharding(P())) for row in make_tokens(config)]
+        tokens = make_tokens(config)
+        if config.loop == "device":
+            self.inputs = [jax.device_put(tokens, everywhere)]
+        else:
+            self.inputs = [
+                jax.device_put((row, np.int32(i)), everywhere) for i, row in enumerate(tokens)
+            ]
 
-    def _sharding(self, spec: P) -> NamedSharding:
-        return NamedSharding(self.mesh, spec)
+        cache_sharding = self._layer_sharding(CACHE_SPEC)
+        # Makes an empty cache.
+        self.new_cache = jax.jit(self._zeros, out_shardings=cache_sharding)
+        self._run = jax.jit(
+            self._all_steps if config.loop == "device" else self._one_step,
+            donate_argnames="cache",
+            out_shardings=(cache_sharding, everywhere),
+        )
 
-    def _zeros(self) -> Tree:
+    def _layer_sharding(self, spec: P) -> NamedSharding:
+        return NamedSharding(self.mesh, P(None, *spec) if self.config.scan else spec)
+
+    def _zeros(self) -> Layers:
         c = self.config
-        shape = (c.layers, c.batch, c.cache_length, c.kv_heads, c.head_size)
-        return {name: jnp.zeros(shape, c.jax_dtype) for name in ("keys", "values")}
+        shape = (c.batch, c.cache_length, c.kv_heads, c.head_size)
 
-    def _device_loop(
-        self, parameters: Tree, cache: Tree, tokens: jax.Array
-    ) -> tuple[Tree, jax.Array]:
+        def state(*stack: int) -> Tree:
+            return {name: jnp.zeros((*stack, *shape), c.jax_dtype) for name in ("keys", "values")}
+
+        return state(c.layers) if c.scan else [state() for _ in range(c.layers)]
+
+    def _one_step(
+        self, layers: Layers, rest: Tree, cache: Layers, inputs: tuple[jax.Array, jax.Array]
+    ) -> tuple[Layers, jax.Array]:
+        return decode_step(self.config, self.mesh, layers, rest, cache, *inputs)
+
+    def _all_steps(
+        self, layers: Layers, rest: Tree, cache: Layers, tokens: jax.Array
+    ) -> tuple[Layers, jax.Array]:
         """All steps in one program: i32[steps, B] -> f32[steps, B, V]."""
         c = self.config
 
-        def body(i: jax.Array, state: tuple[Tree, jax.Array]) -> tuple[Tree, jax.Array]:
+        def body(i: jax.Array, state: tuple[Layers, jax.Array]) -> tuple[Layers, jax.Array]:
             cache, logits = state
-            cache, row = decode_step(c, self.mesh, parameters, cache, tokens[i], i)
+            cache, row = self._one_step(layers, rest, cache, (tokens[i], i))
             return cache, lax.dynamic_update_index_in_dim(logits, row, i, axis=0)
 
         logits = jnp.zeros((c.steps, c.batch, c.vocab), jnp.float32)
         return lax.fori_loop(0, c.steps, body, (cache, logits))
 
-    def new_cache(self) -> Tree:
-        """An empty cache: keys and values, each [L, B, S, K, E]."""
-        return self._new_cache()
-
-    def decode(self, cache: Tree) -> list[jax.Array]:
-        """All steps from `cache`, which is consumed.
+    def decode(self, cache: Layers) -> list[jax.Array]:
+        """Runs all steps from `cache`, which is consumed.
 
         Returns the logits: of each step, f32[B, V], or of all, f32[steps, B, V].
         """
-        if self.config.loop == "device":
-            return [self._steps(self.parameters, cache, self.tokens)[1]]
         logits = []
-        for tokens, position in zip(self._token_list, self.positions, strict=True):
-            cache, row = self._step(self.parameters, cache, tokens, position)
-            logits.append(row)
+        for inputs in self.inputs:
+            cache, part = self._run(self.layers, self.rest, cache, inputs)
+            logits.append(part)
         return logits
 
     def logits(self) -> np.ndarray:
@@ -328,7 +341,7 @@ class Decoder:
         return statistics.median(times[2:]) / self.config.steps * 1e6
 
     def first_difference(self, repetitions: int) -> int | None:
-        """The first repetition that is not bit-identical to the one before all."""
+        """Finds the first repetition whose logits are not bit for bit those of a first run."""
         same = jax.jit(self._same_bits)
         expected = self.decode(self.new_cache())
         for i in range(repetitions):
@@ -339,8 +352,8 @@ class Decoder:
     @staticmethod
     def _same_bits(left: list[jax.Array], right: list[jax.Array]) -> jax.Array:
         """Compares as integers, so that NaN equals NaN and 0.0 is not -0.0."""
-        pairs = zip(left, right, strict=True)
         bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.uint32)
+        pairs = zip(left, right, strict=True)
         return jnp.stack([jnp.all(bits(a) == bits(b)) for a, b in pairs]).all()
 
 
@@ -375,7 +388,7 @@ def main() -> int:
         type=int,
         default=0,
         metavar="K",
-        help="check that K repetitions agree bit by bit",
+        help="check that K runs agree bit by bit",
     )
     arguments = parser.parse_args()
 
