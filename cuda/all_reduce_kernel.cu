@@ -72,7 +72,8 @@ struct Place {
 template <int kElements, int kPackets>
 __device__ __forceinline__ Place Locate(const LaunchPlan& plan, int tile,
                                         int p) {
-  const int row = tile / plan.tiles_per_row;
+  // Usually a row is one tile; a division is slow where every cycle counts.
+  const int row = plan.tiles_per_row == 1 ? tile : tile / plan.tiles_per_row;
   const int tile_in_row = tile - row * plan.tiles_per_row;
   const int packet = (tile_in_row * kPackets + p) * plan.threads +
                      static_cast<int>(threadIdx.x);
@@ -86,25 +87,37 @@ __device__ __forceinline__ Place Locate(const LaunchPlan& plan, int tile,
   return place;
 }
 
+// What one packet needs of this device's memory, apart from the gain.
 template <int kElements>
-struct RawAddends {
-  Raw<kElements> raw[kMaxAddends];
+struct Operands {
+  uint4 x;
+  Raw<kElements> addends[kMaxAddends];
 };
 
 template <int kElements>
-__device__ __forceinline__ RawAddends<kElements> LoadAddends(
+__device__ __forceinline__ uint4 LoadX(const KernelArguments& args,
+                                       const Place& place) {
+  // The width of the type is known here, and all that matters for a load.
+  constexpr DType kWidth = kElements == 4 ? DType::kF32 : DType::kBf16;
+  return ToPacket(LoadRaw<kElements>(args.buffers.x, kWidth, place.index,
+                                     place.count, args.vectorized));
+}
+
+template <int kElements>
+__device__ __forceinline__ Operands<kElements> LoadOperands(
     const KernelArguments& args, const Place& place) {
-  RawAddends<kElements> addends;
+  Operands<kElements> operands;
+  operands.x = LoadX<kElements>(args, place);
 #pragma unroll
   for (int a = 0; a < kMaxAddends; ++a) {
     if (a >= args.epilogue.num_addends) break;
     const Addend& addend = args.epilogue.addends[a];
-    addends.raw[a] =
+    operands.addends[a] =
         LoadRaw<kElements>(args.buffers.addends[a], addend.dtype,
                            addend.per_row ? place.index : place.column,
                            place.count, args.vectorized);
   }
-  return addends;
+  return operands;
 }
 
 template <int kElements>
@@ -171,13 +184,13 @@ __device__ __forceinline__ void ReduceRanks(const KernelArguments& args,
 
 template <int kElements>
 __device__ __forceinline__ void AddAll(const Epilogue& epilogue,
-                                       const RawAddends<kElements>& addends,
+                                       const Operands<kElements>& operands,
                                        float (&h)[kElements]) {
 #pragma unroll
   for (int a = 0; a < kMaxAddends; ++a) {
     if (a >= epilogue.num_addends) break;
     float values[kElements];
-    Decode(addends.raw[a], epilogue.addends[a].dtype, values);
+    Decode(operands.addends[a], epilogue.addends[a].dtype, values);
 #pragma unroll
     for (int i = 0; i < kElements; ++i) h[i] += values[i];
     Round(h, epilogue.addends[a].round);
@@ -218,14 +231,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   // A thread with a single packet to a tile asks for all that the first tile
   // needs from this device before its first wait of any kind. With more it has
   // no registers for that: these operands are asked for packet by packet.
-  constexpr bool kHoldAddends = kPackets == 1;
+  constexpr bool kHoldOperands = kPackets == 1;
   constexpr bool kHoldGain = kPackets == 1 && kRanks < 8;
   constexpr int kBatch = kPackets > 1 || kRanks < 4 ? 2 : 4;
 
   const uint32_t epoch = LoadNow32(&workspace.control->epoch);
-  RawAddends<kElements> addends;
-  if (kHoldAddends) {
-    addends = LoadAddends<kElements>(
+  Operands<kElements> operands;
+  if (kHoldOperands) {
+    operands = LoadOperands<kElements>(
         args, Locate<kElements, kPackets>(plan, blockIdx.x, 0));
   }
   // With a norm a tile is a row: the gains are the same for every tile.
@@ -251,9 +264,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int p = 0; p < kPackets; ++p) {
       const Place place = Locate<kElements, kPackets>(plan, tile, p);
       if (place.count == 0) continue;
-      const uint4 packet = WithoutSentinel<kElements>(ToPacket(
-          LoadRaw<kElements>(args.buffers.x, epilogue.x_dtype, place.index,
-                             place.count, args.vectorized)));
+      const bool held = kHoldOperands && tile == blockIdx.x;
+      const uint4 packet = WithoutSentinel<kElements>(
+          held ? operands.x : LoadX<kElements>(args, place));
 #pragma unroll
       for (int r = 0; r < kRanks; ++r) {
         if (r < ranks && r != workspace.rank) {
@@ -265,10 +278,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
   }
 
-  // The addresses above depend on the epoch, so every thread of the block has
-  // it by now and the block may say so. Relaxed is enough: the word that the
-  // last arrival allows to be overwritten is not read again by anyone. Early,
-  // because the answer takes as long as a peer's packet.
+  // The addresses above depend on the epoch, so every thread that uses it has
+  // it in a register by now and the block may say so. Relaxed is enough: the
+  // word that the last arrival allows to be overwritten is not read again by
+  // this launch. Early, because the answer takes as long as a peer's packet.
   __syncthreads();
   unsigned arrival = 0;
   if (threadIdx.x == 0) arrival = atomicAdd(&workspace.control->arrived, 1u);
@@ -282,12 +295,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int p = 0; p < kPackets; ++p) {
       const Place place = Locate<kElements, kPackets>(plan, tile, p);
       if (place.count != 0) {
-        const uint4 own = ToPacket(
-            LoadRaw<kElements>(args.buffers.x, epilogue.x_dtype, place.index,
-                               place.count, args.vectorized));
-        if (!kHoldAddends) addends = LoadAddends<kElements>(args, place);
-        ReduceRanks<kElements, kRanks, kBatch>(args, epoch, place, own, h[p]);
-        AddAll(epilogue, addends, h[p]);
+        if (!kHoldOperands) operands = LoadOperands<kElements>(args, place);
+        ReduceRanks<kElements, kRanks, kBatch>(args, epoch, place, operands.x,
+                                               h[p]);
+        AddAll(epilogue, operands, h[p]);
         if (epilogue.emit_sum) {
           Store(args.buffers.sum, epilogue.sum_dtype, place.index, place.count,
                 args.vectorized, h[p]);
@@ -300,8 +311,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       }
     }
     // Of the next tile, ahead of the wait for it.
-    if (kHoldAddends && tile + gridDim.x < tiles) {
-      addends = LoadAddends<kElements>(
+    if (kHoldOperands && tile + gridDim.x < tiles) {
+      operands = LoadOperands<kElements>(
           args, Locate<kElements, kPackets>(plan, tile + gridDim.x, 0));
     }
     if (!epilogue.emit_norm) continue;

@@ -158,15 +158,6 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
   }
 }
 
-std::vector<int> ParseList(char* text) {
-  std::vector<int> values;
-  while (text != nullptr && *text != '\0') {
-    values.push_back(static_cast<int>(std::strtol(text, &text, 10)));
-    if (*text == ',') ++text;
-  }
-  return values;
-}
-
 }  // namespace
 }  // namespace oneshot
 

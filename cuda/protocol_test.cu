@@ -141,33 +141,48 @@ constexpr uint32_t kSpecialWords[] = {
     0x7FFF7FFFu, 0x00010001u, 0x7C00FC00u, 0x7BFFFBFFu, 0x3F803F80u,
 };
 
-Bytes Fill(std::mt19937& random, Data data, DType dtype, int64_t elements) {
-  Bytes bytes(elements * ByteWidth(dtype));
-  std::normal_distribution<float> normal;
-  for (int64_t i = 0; i < elements; ++i) {
-    switch (data) {
-      case Data::kRandom:
-        StoreElement(bytes.data(), dtype, i, normal(random));
-        break;
-      case Data::kNegativeZero:
-        StoreElement(bytes.data(), dtype, i, -0.0f);
-        break;
-      case Data::kSentinel:
-        std::memset(bytes.data() + i * ByteWidth(dtype), 0xFF,
-                    ByteWidth(dtype));
-        break;
-      case Data::kSpecial: {
-        const uint32_t word =
-            kSpecialWords[random() % (sizeof(kSpecialWords) / 4)];
-        if (random() % 4 == 0) {
-          StoreElement(bytes.data(), dtype, i, normal(random));
-        } else {
-          std::memcpy(bytes.data() + i * ByteWidth(dtype), &word,
-                      ByteWidth(dtype));
-        }
-        break;
+// Normally distributed elements. Copied from a pool, because drawing and
+// rounding them one by one would take longer than everything else.
+Bytes Random(std::mt19937& random, DType dtype, int64_t elements) {
+  constexpr int64_t kPool = 1 << 16;
+  static const std::vector<Bytes> pools = [] {
+    std::mt19937 generator(0);
+    std::normal_distribution<float> normal;
+    std::vector<Bytes> result;
+    for (const DType type : kDTypes) {
+      result.emplace_back(kPool * ByteWidth(type));
+      for (int64_t i = 0; i < kPool; ++i) {
+        StoreElement(result.back().data(), type, i, normal(generator));
       }
     }
+    return result;
+  }();
+  const Bytes& pool = pools[static_cast<int>(dtype)];
+  const int64_t width = ByteWidth(dtype);
+  Bytes bytes(elements * width);
+  for (int64_t done = 0; done < elements;) {
+    const int64_t from = random() % kPool;
+    const int64_t count = std::min(elements - done, kPool - from);
+    std::copy_n(pool.begin() + from * width, count * width,
+                bytes.begin() + done * width);
+    done += count;
+  }
+  return bytes;
+}
+
+Bytes Fill(std::mt19937& random, Data data, DType dtype, int64_t elements) {
+  Bytes bytes = Random(random, dtype, elements);
+  if (data == Data::kRandom) return bytes;
+  const int width = ByteWidth(dtype);
+  for (int64_t i = 0; i < elements; ++i) {
+    uint32_t word = kSentinel;
+    if (data == Data::kNegativeZero) {
+      word = dtype == DType::kF32 ? 0x80000000u : 0x8000u;
+    } else if (data == Data::kSpecial) {
+      if (random() % 4 == 0) continue;
+      word = kSpecialWords[random() % (sizeof(kSpecialWords) / 4)];
+    }
+    std::memcpy(bytes.data() + i * width, &word, width);
   }
   return bytes;
 }
@@ -177,7 +192,7 @@ Bytes Fill(std::mt19937& random, Data data, DType dtype, int64_t elements) {
 class GuardedBuffer {
  public:
   static constexpr size_t kGuard = 256;
-  static constexpr size_t kCapacity = 2 * kMaxMessageBytes + 2 * kGuard;
+  static constexpr size_t kCapacity = 2 * kMaxMessageBytes + 4 * kGuard;
   static constexpr uint8_t kPoison = 0xCD;
 
   explicit GuardedBuffer(const VirtualRank& rank) : rank_(rank) {
@@ -946,12 +961,7 @@ int main(int argc, char** argv) {
     if (flag == "--quick") {
       options.quick = true;
     } else if (flag == "--devices" && value != nullptr) {
-      options.devices.clear();
-      for (char* text = argv[++i]; text != nullptr && *text != '\0';) {
-        options.devices.push_back(
-            static_cast<int>(std::strtol(text, &text, 10)));
-        if (*text == ',') ++text;
-      }
+      options.devices = oneshot::ParseList(argv[++i]);
     } else if (flag == "--replays" && value != nullptr) {
       options.replays = std::atoi(argv[++i]);
     } else if (flag == "--only" && value != nullptr) {
@@ -964,8 +974,8 @@ int main(int argc, char** argv) {
       return 2;
     }
   }
-  if (!oneshot::EnablePeerAccess(options.devices)) {
-    std::fprintf(stderr, "the devices cannot access each other\n");
+  if (options.devices.empty() || !oneshot::EnablePeerAccess(options.devices)) {
+    std::fprintf(stderr, "no devices, or they cannot access each other\n");
     return 2;
   }
   oneshot::Report report;

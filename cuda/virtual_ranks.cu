@@ -47,6 +47,17 @@ void CheckCuda(cudaError_t status, const char* what, const char* file,
   _exit(1);
 }
 
+std::vector<int> ParseList(const char* text) {
+  std::vector<int> values;
+  char* end = nullptr;
+  for (long value = std::strtol(text, &end, 10); end != text;
+       value = std::strtol(text, &end, 10)) {
+    values.push_back(static_cast<int>(value));
+    text = *end == ',' ? end + 1 : end;
+  }
+  return values;
+}
+
 bool EnablePeerAccess(const std::vector<int>& devices) {
   for (int a : devices) {
     ONESHOT_CHECK_CUDA(cudaSetDevice(a));

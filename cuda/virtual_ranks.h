@@ -58,6 +58,9 @@ class VirtualRanks {
   std::vector<VirtualRank> ranks_;
 };
 
+// "0,1" as numbers.
+std::vector<int> ParseList(const char* text);
+
 // All devices can access each other; makes it so.
 bool EnablePeerAccess(const std::vector<int>& devices);
 

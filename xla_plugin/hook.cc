@@ -120,9 +120,9 @@ char* Transform(const char* platform, const char* module, size_t size,
 // Called by XLA from any of its compilation threads, several at a time.
 void TransformHloModule(XlaTransformCallbacks*, XlaTransformArgs* args) {
   args->changed = false;
-  if (args->struct_size < sizeof(XlaTransformArgs)) {
+  if (args->struct_size < kXlaTransformArgsSize) {
     Log(kWarning, "a module stays with stock XLA: the hook's arguments have %zu "
-        "bytes, not %zu", args->struct_size, sizeof(XlaTransformArgs));
+        "bytes, not %zu", args->struct_size, kXlaTransformArgsSize);
     return;
   }
   args->header.has_error = false;

@@ -67,7 +67,7 @@ class HookTest : public ::testing::Test {
 
   XlaTransformArgs Args() {
     XlaTransformArgs args = {};
-    args.struct_size = sizeof(args);
+    args.struct_size = kXlaTransformArgsSize;
     args.hlo_module = {kModule.data(), kModule.size()};
     args.changed = true;
     return args;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "xla/hlo/ir/hlo_instruction.h"
 #include "xla/layout_util.h"
@@ -39,6 +40,42 @@ absl::Status CheckEntryLayouts(const xla::HloModuleProto& proto,
   if (same) return absl::OkStatus();
   return absl::UnimplementedError(
       "the entry computation has layouts of its own");
+}
+
+std::string Serialized(const google::protobuf::MessageLite& message) {
+  std::string bytes;
+  tsl::SerializeToStringDeterministic(message, &bytes);
+  return bytes;
+}
+
+// What differs between two modules, computation by computation and instruction
+// by instruction; empty if nothing does. Both are taken apart on the way.
+//
+// Instructions are compared by id: their order only has to respect their
+// operands, and XLA settles on one of several when it reads a module.
+std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b) {
+  if (a.computations_size() != b.computations_size()) {
+    return "a computation";
+  }
+  for (int i = 0; i < a.computations_size(); ++i) {
+    xla::HloComputationProto& left = *a.mutable_computations(i);
+    xla::HloComputationProto& right = *b.mutable_computations(i);
+    absl::flat_hash_map<int64_t, const xla::HloInstructionProto*> by_id;
+    for (const xla::HloInstructionProto& hlo : right.instructions()) {
+      by_id[hlo.id()] = &hlo;
+    }
+    if (by_id.size() != static_cast<size_t>(left.instructions_size())) return left.name();
+    for (const xla::HloInstructionProto& hlo : left.instructions()) {
+      const auto it = by_id.find(hlo.id());
+      if (it == by_id.end() || Serialized(hlo) != Serialized(*it->second)) {
+        return hlo.name();
+      }
+    }
+    left.clear_instructions();
+    right.clear_instructions();
+    if (Serialized(left) != Serialized(right)) return left.name();
+  }
+  return "";
 }
 
 }  // namespace
@@ -84,17 +121,10 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
   TF_RETURN_IF_ERROR(CheckEntryLayouts(proto, *decoded.module_));
 
   // The proof that nothing is lost, rather than a list of what could be.
-  const xla::HloModuleProto again = decoded.module_->ToProto();
-  bool same = again.computations_size() == proto.computations_size();
-  for (int i = 0; same && i < proto.computations_size(); ++i) {
-    std::string before, after;
-    same = tsl::SerializeToStringDeterministic(proto.computations(i), &before) &&
-           tsl::SerializeToStringDeterministic(again.computations(i), &after) &&
-           before == after;
-  }
-  if (!same) {
-    return absl::UnimplementedError(
-        "the module does not survive being read and written by this version");
+  xla::HloModuleProto again = decoded.module_->ToProto();
+  if (const std::string lost = FirstDifference(proto, again); !lost.empty()) {
+    return absl::UnimplementedError(absl::StrCat(
+        lost, " does not survive being read and written by this version"));
   }
   return decoded;
 }

@@ -72,6 +72,10 @@ static_assert(offsetof(XlaTransformExtension, register_transform) == 24);
 static_assert(offsetof(XlaTransformArgs, hlo_module) == 56);
 static_assert(offsetof(XlaTransformArgs, changed) == 88);
 
+// What PJRT puts into struct_size: up to the last field, without the padding.
+inline constexpr size_t kXlaTransformArgsSize =
+    offsetof(XlaTransformArgs, changed) + sizeof(bool);
+
 }  // namespace oneshot
 
 #endif  // ONESHOT_XLA_PLUGIN_PJRT_XLA_TRANSFORM_H_

@@ -34,6 +34,8 @@ Tree = dict[str, jax.Array]
 # What each layer has its own of: with a scan one tree, whose leaves have L as
 # their first dimension; else a list of trees.
 Layers = Tree | list[Tree]
+# Those of the layers and the rest.
+Parameters = tuple[Layers, Tree]
 
 # How a parameter of one layer is sharded: [in, out] matrices are split by
 # their columns, then by their rows, so that only the second product of each
@@ -50,7 +52,7 @@ LAYER_SPECS = {
     "down": P("tp", None),
 }
 GLOBAL_SPECS = {"embedding": P(), "final_norm": P(), "head": P(None, "tp")}
-CACHE_SPEC = P(None, None, "tp", None)
+CACHE_SPEC = P(None, "tp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,23 +176,23 @@ def attention(
 ) -> tuple[jax.Array, Tree]:
     """Grouped-query attention of one token to itself and all before it.
 
-    x is [B, D]; the state's keys and values are [B, S, K, E]. Returns the
+    x is [B, D]; the state's keys and values are [B, K, S, E]. Returns the
     output [B, D] and the new state.
     """
     b, e = config.batch, config.head_size
     q = rotate((x @ layer["wq"]).reshape(b, config.heads, e), position)
     k = rotate((x @ layer["wk"]).reshape(b, config.kv_heads, e), position)
     v = (x @ layer["wv"]).reshape(b, config.kv_heads, e)
-    keys = lax.dynamic_update_slice_in_dim(state["keys"], k[:, None], position, axis=1)
-    values = lax.dynamic_update_slice_in_dim(state["values"], v[:, None], position, axis=1)
+    keys = lax.dynamic_update_slice_in_dim(state["keys"], k[:, :, None], position, axis=2)
+    values = lax.dynamic_update_slice_in_dim(state["values"], v[:, :, None], position, axis=2)
 
-    # [B, K, H / K, E] times [B, S, K, E] -> [B, K, H / K, S]
+    # [B, K, H / K, E] times [B, K, S, E] -> [B, K, H / K, S]
     q = q.reshape(b, config.kv_heads, -1, e)
-    scores = jnp.einsum("bkge,bske->bkgs", q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkge,bkse->bkgs", q, keys, preferred_element_type=jnp.float32)
     seen = jnp.arange(config.cache_length) <= position
     scores = jnp.where(seen, scores * e**-0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-    mixed = jnp.einsum("bkgs,bske->bkge", weights, values)
+    mixed = jnp.einsum("bkgs,bkse->bkge", weights, values)
     return mixed.reshape(b, -1) @ layer["wo"], {"keys": keys, "values": values}
 
 
@@ -202,23 +204,24 @@ def mlp(layer: Tree, x: jax.Array) -> jax.Array:
 def decode_step(
     config: Config,
     mesh: Mesh,
-    layers: Layers,
-    rest: Tree,
+    parameters: Parameters,
     cache: Layers,
-    tokens: jax.Array,
-    position: jax.Array,
+    inputs: tuple[jax.Array, jax.Array],
 ) -> tuple[Layers, jax.Array]:
     """One token of each sequence through the model.
 
-    The cache holds each layer's keys and values, [B, S, K, E]; tokens are
-    i32[B]. Returns the new cache and the logits f32[B, V].
+    The cache holds each layer's keys and values, [B, K, S, E]; the inputs are
+    tokens i32[B] and their position i32[]. Returns the new cache and the
+    logits f32[B, V].
     """
+    layers, rest = parameters
+    tokens, position = inputs
 
     def replicate(x: jax.Array) -> jax.Array:
         return lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
 
-    def block(x: jax.Array, inputs: tuple[Tree, Tree]) -> tuple[jax.Array, Tree]:
-        layer, state = inputs
+    def block(x: jax.Array, own: tuple[Tree, Tree]) -> tuple[jax.Array, Tree]:
+        layer, state = own
         normed = rms_norm(x, layer["attention_norm"])
         attended, state = attention(config, layer, normed, state, position)
         x = x + replicate(attended)
@@ -230,8 +233,8 @@ def decode_step(
         x, cache = lax.scan(block, x, (layers, cache))
     else:
         states = []
-        for inputs in zip(layers, cache, strict=True):
-            x, state = block(x, inputs)
+        for own in zip(layers, cache, strict=True):
+            x, state = block(x, own)
             states.append(state)
         cache = states
     x = rms_norm(x, rest["final_norm"])
@@ -259,12 +262,11 @@ class Decoder:
         shardings = {name: self._layer_sharding(spec) for name, spec in LAYER_SPECS.items()}
         if config.scan:
             stacked = {name: np.stack([layer[name] for layer in layers]) for name in LAYER_SPECS}
-            self.layers = jax.device_put(stacked, shardings)
+            placed = jax.device_put(stacked, shardings)
         else:
-            self.layers = [jax.device_put(layer, shardings) for layer in layers]
-        self.rest = jax.device_put(
-            rest, {name: NamedSharding(self.mesh, spec) for name, spec in GLOBAL_SPECS.items()}
-        )
+            placed = [jax.device_put(layer, shardings) for layer in layers]
+        shardings = {name: NamedSharding(self.mesh, spec) for name, spec in GLOBAL_SPECS.items()}
+        self.parameters: Parameters = (placed, jax.device_put(rest, shardings))
         tokens = make_tokens(config)
         if config.loop == "device":
             self.inputs = [jax.device_put(tokens, everywhere)]
@@ -287,7 +289,7 @@ class Decoder:
 
     def _zeros(self) -> Layers:
         c = self.config
-        shape = (c.batch, c.cache_length, c.kv_heads, c.head_size)
+        shape = (c.batch, c.kv_heads, c.cache_length, c.head_size)
 
         def state(*stack: int) -> Tree:
             return {name: jnp.zeros((*stack, *shape), c.jax_dtype) for name in ("keys", "values")}
@@ -295,19 +297,19 @@ class Decoder:
         return state(c.layers) if c.scan else [state() for _ in range(c.layers)]
 
     def _one_step(
-        self, layers: Layers, rest: Tree, cache: Layers, inputs: tuple[jax.Array, jax.Array]
+        self, parameters: Parameters, cache: Layers, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[Layers, jax.Array]:
-        return decode_step(self.config, self.mesh, layers, rest, cache, *inputs)
+        return decode_step(self.config, self.mesh, parameters, cache, inputs)
 
     def _all_steps(
-        self, layers: Layers, rest: Tree, cache: Layers, tokens: jax.Array
+        self, parameters: Parameters, cache: Layers, tokens: jax.Array
     ) -> tuple[Layers, jax.Array]:
         """All steps in one program: i32[steps, B] -> f32[steps, B, V]."""
         c = self.config
 
         def body(i: jax.Array, state: tuple[Layers, jax.Array]) -> tuple[Layers, jax.Array]:
             cache, logits = state
-            cache, row = self._one_step(layers, rest, cache, (tokens[i], i))
+            cache, row = self._one_step(parameters, cache, (tokens[i], i))
             return cache, lax.dynamic_update_index_in_dim(logits, row, i, axis=0)
 
         logits = jnp.zeros((c.steps, c.batch, c.vocab), jnp.float32)
@@ -320,7 +322,7 @@ class Decoder:
         """
         logits = []
         for inputs in self.inputs:
-            cache, part = self._run(self.layers, self.rest, cache, inputs)
+            cache, part = self._run(self.parameters, cache, inputs)
             logits.append(part)
         return logits
 
@@ -365,9 +367,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             parser.add_argument(flag, action="store_true")
         else:
-            kind = type(field.default)
             parser.add_argument(
-                flag, type=kind, default=field.default, choices=choices.get(field.name)
+                flag,
+                type=type(field.default),
+                default=field.default,
+                choices=choices.get(field.name),
             )
 
 
@@ -383,13 +387,7 @@ def main() -> int:
     add_model_flags(parser)
     parser.add_argument("--save", metavar="FILE", help="write the logits of every step (.npz)")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time N repetitions")
-    parser.add_argument(
-        "--repeat",
-        type=int,
-        default=0,
-        metavar="K",
-        help="check that K runs agree bit by bit",
-    )
+    parser.add_argument("--repeat", type=int, default=0, metavar="K", help="compare K reruns' bits")
     arguments = parser.parse_args()
 
     decoder = Decoder(config_from_flags(arguments))
