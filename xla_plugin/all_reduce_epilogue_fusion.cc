@@ -13,12 +13,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "cuda/limits.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_schedule.h"
 #include "xla/primitive_util.h"
 #include "xla/service/collective_ops_utils.h"
 #include "xla/shape_util.h"
-#include "cuda/limits.h"
 #include "xla_plugin/profit.h"
 
 namespace oneshot {
@@ -44,8 +44,8 @@ std::variant<Groups, Decline> ResolveGroups(
   if (!mode.ok()) return Decline{std::string(mode.status().message())};
   const xla::HloModuleConfig& config = all_reduce->GetModule()->config();
   Groups groups;
-  if (*mode == xla::CollectiveOpGroupMode::
-                   COLLECTIVE_OP_GROUP_MODE_FLATTENED_ID) {
+  if (*mode ==
+      xla::CollectiveOpGroupMode::COLLECTIVE_OP_GROUP_MODE_FLATTENED_ID) {
     groups.ids = all_reduce->device_list().flattened_replica_groups();
   } else {
     if (!config.has_static_device_assignment()) {
@@ -103,30 +103,30 @@ std::string Attributes(const EpilogueMatch& match, const Groups& groups) {
   if (match.sum_output != nullptr) emit.push_back("sum");
   if (match.norm_output != nullptr) emit.push_back("norm");
   const RmsNorm norm = match.norm.value_or(RmsNorm());
-  const xla::HloModuleConfig& config =
-      match.all_reduce->GetModule()->config();
-  const std::string ids = absl::StrJoin(
-      groups.ids, ", ", [](std::string* out, const std::vector<int64_t>& group) {
-        absl::StrAppend(out, absl::StrJoin(group, ", "));
-      });
+  const xla::HloModuleConfig& config = match.all_reduce->GetModule()->config();
+  const std::string ids =
+      absl::StrJoin(groups.ids, ", ",
+                    [](std::string* out, const std::vector<int64_t>& group) {
+                      absl::StrAppend(out, absl::StrJoin(group, ", "));
+                    });
   return absl::StrCat(
       "{abi = ", kAbiVersion, " : i64",                              //
-      ", addend_rounds = ", Quote(absl::StrJoin(rounds, ",")),          //
-      ", addends = ", Quote(absl::StrJoin(addends, ",")),               //
-      ", emit = ", Quote(absl::StrJoin(emit, ",")),                     //
-      ", epsilon = ", Float(norm.epsilon),                              //
-      ", gain = ", norm.gain != nullptr ? "true" : "false",             //
-      ", group_mode = \"flattened_id\"",                                //
-      ", group_size = ", groups.size(), " : i64",                       //
-      ", hidden = ", match.hidden, " : i64",                            //
-      ", mean_scale = ", Float(norm.mean_scale),                        //
-      ", norm = ", match.norm.has_value() ? "\"rms\"" : "\"none\"",     //
-      ", norm_round = ", Quote(TypeName(norm.round)),                   //
+      ", addend_rounds = ", Quote(absl::StrJoin(rounds, ",")),       //
+      ", addends = ", Quote(absl::StrJoin(addends, ",")),            //
+      ", emit = ", Quote(absl::StrJoin(emit, ",")),                  //
+      ", epsilon = ", Float(norm.epsilon),                           //
+      ", gain = ", norm.gain != nullptr ? "true" : "false",          //
+      ", group_mode = \"flattened_id\"",                             //
+      ", group_size = ", groups.size(), " : i64",                    //
+      ", hidden = ", match.hidden, " : i64",                         //
+      ", mean_scale = ", Float(norm.mean_scale),                     //
+      ", norm = ", match.norm.has_value() ? "\"rms\"" : "\"none\"",  //
+      ", norm_round = ", Quote(TypeName(norm.round)),                //
       ", num_partitions = ",
       config.has_static_device_assignment() ? config.num_partitions() : 0,
-      " : i64",                                                         //
-      ", replica_groups = array<i64: ", ids, ">",                       //
-      ", site = ", Quote(match.all_reduce->metadata().op_name()),       //
+      " : i64",                                                    //
+      ", replica_groups = array<i64: ", ids, ">",                  //
+      ", site = ", Quote(match.all_reduce->metadata().op_name()),  //
       ", sum_round = ", Quote(TypeName(match.sum_round)), "}");
 }
 
@@ -246,8 +246,8 @@ absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   }
   const EpilogueMatch& match = std::get<EpilogueMatch>(matched);
   const int64_t elements = ShapeUtil::ElementsIn(match.input->shape());
-  const int64_t element_bytes = ShapeUtil::ByteSizeOfPrimitiveType(
-      match.input->shape().element_type());
+  const int64_t element_bytes =
+      ShapeUtil::ByteSizeOfPrimitiveType(match.input->shape().element_type());
   site.bytes = elements * element_bytes;
 
   auto resolved = ResolveGroups(all_reduce);

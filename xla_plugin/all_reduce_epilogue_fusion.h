@@ -48,9 +48,9 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
   const ModuleReport& report() const { return report_; }
 
  protected:
-  absl::StatusOr<bool> RunImpl(xla::HloModule* module,
-                               const absl::flat_hash_set<absl::string_view>&
-                                   execution_threads) override;
+  absl::StatusOr<bool> RunImpl(
+      xla::HloModule* module,
+      const absl::flat_hash_set<absl::string_view>& execution_threads) override;
 
  private:
   absl::StatusOr<SiteReport> Visit(xla::HloInstruction* all_reduce);

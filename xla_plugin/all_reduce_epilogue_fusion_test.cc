@@ -73,10 +73,9 @@ class FusionTest : public ::testing::Test {
   using Platform = AllReduceEpilogueFusion::Platform;
 
   // Runs the pass on `hlo`, after which the module has to be valid.
-  void Run(absl::string_view hlo, Platform platform = Platform::kCuda,
-           MayAbsorb may_absorb = [](const xla::HloInstruction*) {
-             return true;
-           }) {
+  void Run(
+      absl::string_view hlo, Platform platform = Platform::kCuda,
+      MayAbsorb may_absorb = [](const xla::HloInstruction*) { return true; }) {
     const std::string text = absl::StrReplaceAll(
         hlo, {{"GROUPS", kGroups},
               {"RMS_NORM(h)", kNorm},
@@ -225,7 +224,8 @@ TEST_F(FusionTest, EveryFormOfReplicaGroups) {
     Run(absl::StrCat("HloModule m, ", header, kComputations, R"(
       ENTRY e {
         x = f32[8] parameter(0)
-        ROOT ar = f32[8] all-reduce(x), )", groups, R"(, to_apply=add_f32
+        ROOT ar = f32[8] all-reduce(x), )",
+                     groups, R"(, to_apply=add_f32
       })"));
     EXPECT_EQ(report_.fired(), 1) << report_.ToText();
     const std::string text = Attributes();
@@ -348,7 +348,8 @@ TEST_F(FusionTest, ResidualOnEitherSide) {
       x = bf16[4,8] parameter(0)
       res = bf16[4,8] parameter(1)
       ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
-      ROOT h = bf16[4,8] )", add));
+      ROOT h = bf16[4,8] )",
+                          add));
     ExpectFused("residual");
     EXPECT_THAT(Operands(), ElementsAre("x", "res"));
     EXPECT_THAT(Attributes(), HasSubstr("addend_rounds = \"bf16\""));
@@ -689,16 +690,16 @@ TEST_F(FusionTest, NormInBf16Stays) {
 }
 
 TEST_F(FusionTest, ReductionThatStartsElsewhereStays) {
-  Run(absl::StrReplaceAll(R"(HEADER
+  Run(absl::StrReplaceAll(
+      R"(HEADER
     ENTRY e {
       x = bf16[4,8] parameter(0)
       h = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
       RMS_NORM(h)
       ROOT out = bf16[4,8] convert(n)
     })",
-                          {{"RMS_NORM(h)",
-                            absl::StrReplaceAll(
-                                kNorm, {{"constant(0)", "constant(1)"}})}}));
+      {{"RMS_NORM(h)",
+        absl::StrReplaceAll(kNorm, {{"constant(0)", "constant(1)"}})}}));
   ExpectFused("none");
 }
 
@@ -874,7 +875,8 @@ TEST_F(FusionTest, ReportsEveryAllReduce) {
   EXPECT_EQ(report_.all_reduces.size(), 2);
   EXPECT_EQ(report_.fired(), 1);
   EXPECT_THAT(report_.ToText(), HasSubstr("1 of 2 all-reduces fused"));
-  EXPECT_THAT(report_.ToText(), HasSubstr("left alone: reduction is not a sum"));
+  EXPECT_THAT(report_.ToText(),
+              HasSubstr("left alone: reduction is not a sum"));
   EXPECT_THAT(report_.ToJson(), HasSubstr(R"("site":"say \"hi\"\u000a")"));
   EXPECT_THAT(report_.ToJson(), Not(HasSubstr("\n\"")));
 }

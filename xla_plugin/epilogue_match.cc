@@ -20,10 +20,10 @@ namespace {
 namespace m = ::xla::match;
 using ::xla::HloInstruction;
 using ::xla::HloOpcode;
+using ::xla::Match;
 using ::xla::PrimitiveType;
 using ::xla::Shape;
 using ::xla::ShapeUtil;
-using ::xla::Match;
 using InstructionSet = absl::flat_hash_set<const HloInstruction*>;
 
 // ---------------------------------------------------------------------------
@@ -157,9 +157,8 @@ std::optional<float> ConstantValue(const HloInstruction* hlo) {
 
 // Pattern of a constant all of whose elements are equal.
 auto Constant(HloInstruction** constant) {
-  return m::Op(constant).WithPredicate([](const HloInstruction* hlo) {
-    return ConstantValue(hlo).has_value();
-  });
+  return m::Op(constant).WithPredicate(
+      [](const HloInstruction* hlo) { return ConstantValue(hlo).has_value(); });
 }
 
 // ---------------------------------------------------------------------------
@@ -212,9 +211,9 @@ std::optional<NormMatch> MatchNormalised(HloInstruction* product,
   };
 
   HloInstruction *x, *spread;
-  if (!Match(product, m::MultiplyAnyOrder(
-                          m::Op(&x).WithPredicate(is_value),
-                          m::Op(&spread).WithPredicate(std::not_fn(is_value)))) ||
+  if (!Match(product, m::MultiplyAnyOrder(m::Op(&x).WithPredicate(is_value),
+                                          m::Op(&spread).WithPredicate(
+                                              std::not_fn(is_value)))) ||
       !is_f32(product)) {
     return std::nullopt;
   }
@@ -226,8 +225,7 @@ std::optional<NormMatch> MatchNormalised(HloInstruction* product,
   HloInstruction* rsqrt = behind(broadcast->mutable_operand(0));
   HloInstruction *mean, *epsilon;
   if (!is_f32(rsqrt) ||
-      !Match(rsqrt,
-             m::Rsqrt(m::Op(&mean).WithPredicate(is_f32)))) {
+      !Match(rsqrt, m::Rsqrt(m::Op(&mean).WithPredicate(is_f32)))) {
     return std::nullopt;
   }
   HloInstruction* shifted = behind(mean);
@@ -252,7 +250,8 @@ std::optional<NormMatch> MatchNormalised(HloInstruction* product,
 
   HloInstruction* reduce = behind(sum);
   HloInstruction *square, *init, *lhs, *rhs;
-  if (!is_f32(reduce) || !Match(reduce, m::Reduce(m::Op(&square), Constant(&init))) ||
+  if (!is_f32(reduce) ||
+      !Match(reduce, m::Reduce(m::Op(&square), Constant(&init))) ||
       *ConstantValue(init) != 0.0f ||
       xla::MatchReductionComputation(reduce->to_apply()) !=
           xla::ReductionKind::SUM) {

@@ -121,14 +121,16 @@ char* Transform(const char* platform, const char* module, size_t size,
 void TransformHloModule(XlaTransformCallbacks*, XlaTransformArgs* args) {
   args->changed = false;
   if (args->struct_size < kXlaTransformArgsSize) {
-    Log(kWarning, "a module stays with stock XLA: the hook's arguments have %zu "
-        "bytes, not %zu", args->struct_size, kXlaTransformArgsSize);
+    Log(kWarning,
+        "a module stays with stock XLA: the hook's arguments have %zu "
+        "bytes, not %zu",
+        args->struct_size, kXlaTransformArgsSize);
     return;
   }
   args->header.has_error = false;
   size_t size = 0;
-  char* out = Transform("CUDA", args->hlo_module.data, args->hlo_module.size,
-                        &size);
+  char* out =
+      Transform("CUDA", args->hlo_module.data, args->hlo_module.size, &size);
   if (out == nullptr) return;
   args->header.data = out;
   args->header.cleanup_fn = std::free;
@@ -178,7 +180,8 @@ ONESHOT_EXPORT int oneshot_hook_configure(const char* pass_library,
 ONESHOT_EXPORT const char* oneshot_hook_register(const void* pjrt_api) {
   using oneshot::XlaTransformExtension;
   const auto* api = static_cast<const PJRT_Api*>(pjrt_api);
-  if (oneshot::config == nullptr) return "oneshot_hook_configure was not called";
+  if (oneshot::config == nullptr)
+    return "oneshot_hook_configure was not called";
   if (api == nullptr) return "the plugin has no PJRT API";
   const PJRT_Extension_Base* base = oneshot::FindExtension(api);
   if (base == nullptr) {

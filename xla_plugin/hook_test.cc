@@ -55,7 +55,9 @@ struct Plugin {
 };
 
 // HloModuleProto{computations: {instructions: {opcode: "all-reduce"}}}.
-const std::string kModule = "\x1a\x0e\x12\x0c\x12\x0a" "all-reduce";
+const std::string kModule =
+    "\x1a\x0e\x12\x0c\x12\x0a"
+    "all-reduce";
 
 class HookTest : public ::testing::Test {
  protected:
@@ -85,7 +87,8 @@ TEST_F(HookTest, RegistersOnceForThePreSchedulerStage) {
 TEST_F(HookTest, SaysWhyItCannotRegister) {
   Plugin without;
   without.other.next = nullptr;
-  EXPECT_THAT(oneshot_hook_register(&without.api), HasSubstr("no XlaTransform"));
+  EXPECT_THAT(oneshot_hook_register(&without.api),
+              HasSubstr("no XlaTransform"));
   Plugin small;
   small.transform.base.struct_size = sizeof(PJRT_Extension_Base);
   EXPECT_THAT(oneshot_hook_register(&small.api), HasSubstr("smaller"));

@@ -27,9 +27,8 @@ bool SameLayouts(const xla::Shape& a, const xla::Shape& b) {
 // a changed module back; layouts that the user asked for would be forgotten.
 absl::Status CheckEntryLayouts(const xla::HloModuleProto& proto,
                                const xla::HloModule& module) {
-  TF_ASSIGN_OR_RETURN(
-      const xla::ProgramShape wanted,
-      xla::ProgramShape::FromProto(proto.host_program_shape()));
+  TF_ASSIGN_OR_RETURN(const xla::ProgramShape wanted,
+                      xla::ProgramShape::FromProto(proto.host_program_shape()));
   const xla::HloComputation* entry = module.entry_computation();
   bool same = wanted.parameters_size() == entry->num_parameters() &&
               SameLayouts(wanted.result(), entry->root_instruction()->shape());
@@ -64,7 +63,8 @@ std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b) {
     for (const xla::HloInstructionProto& hlo : right.instructions()) {
       by_id[hlo.id()] = &hlo;
     }
-    if (by_id.size() != static_cast<size_t>(left.instructions_size())) return left.name();
+    if (by_id.size() != static_cast<size_t>(left.instructions_size()))
+      return left.name();
     for (const xla::HloInstructionProto& hlo : left.instructions()) {
       const auto it = by_id.find(hlo.id());
       if (it == by_id.end() || Serialized(hlo) != Serialized(*it->second)) {
@@ -105,9 +105,9 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
         "the module has proto fields that this version does not know");
   }
 
-  TF_ASSIGN_OR_RETURN(xla::HloModuleConfig config,
-                      xla::HloModule::CreateModuleConfigFromProto(
-                          proto, xla::DebugOptions()));
+  TF_ASSIGN_OR_RETURN(
+      xla::HloModuleConfig config,
+      xla::HloModule::CreateModuleConfigFromProto(proto, xla::DebugOptions()));
   if (proto.has_device_assignment()) {
     TF_ASSIGN_OR_RETURN(
         const auto assignment,

@@ -102,8 +102,9 @@ TEST(ModuleCodecTest, RefusesUnknownFieldsElsewhere) {
 
 TEST(ModuleCodecTest, RefusesEntryLayoutsOfTheUsersOwn) {
   xla::HloModuleProto proto = Proto();
-  auto* layout =
-      proto.mutable_host_program_shape()->mutable_parameters(0)->mutable_layout();
+  auto* layout = proto.mutable_host_program_shape()
+                     ->mutable_parameters(0)
+                     ->mutable_layout();
   layout->clear_minor_to_major();
   layout->add_minor_to_major(0);
   layout->add_minor_to_major(1);

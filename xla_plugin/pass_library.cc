@@ -104,10 +104,12 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
   const Dump dump(std::string(dump_dir), module->name());
   const std::string before = dump.enabled() ? module->ToString() : "";
 
-  AllReduceEpilogueFusion pass(
-      platform == "Host" ? AllReduceEpilogueFusion::Platform::kHost
-                         : AllReduceEpilogueFusion::Platform::kCuda,
-      [&](const xla::HloInstruction* hlo) { return decoded->Understands(hlo); });
+  AllReduceEpilogueFusion pass(platform == "Host"
+                                   ? AllReduceEpilogueFusion::Platform::kHost
+                                   : AllReduceEpilogueFusion::Platform::kCuda,
+                               [&](const xla::HloInstruction* hlo) {
+                                 return decoded->Understands(hlo);
+                               });
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
   Result result{"", Summary(pass.report())};
   if (changed) {

@@ -14,8 +14,8 @@ std::optional<std::string> WhyNotProfitable(int64_t rows, int64_t row_bytes,
     return absl::StrCat("groups of ", ranks, " ranks; at most ", kMaxRanks);
   }
   if (needs_row && row_bytes > kMaxRowBytes) {
-    return absl::StrCat("a row of ", row_bytes, " bytes is too long to norm; at most ",
-                        kMaxRowBytes);
+    return absl::StrCat("a row of ", row_bytes,
+                        " bytes is too long to norm; at most ", kMaxRowBytes);
   }
   const int64_t bytes = rows * PaddedRowBytes(row_bytes);
   if (bytes > kMaxMessageBytes) {

@@ -13,13 +13,13 @@ namespace oneshot {
 
 // One all-reduce. `reason` is empty exactly when it was replaced.
 struct SiteReport {
-  std::string name;         // HLO name, e.g. "all-reduce.3"
-  std::string site;         // op_name metadata, e.g. "jit(step)/mlp/dot_general"
-  std::string source;       // "file:line", or empty
-  std::string shape;        // HLO text of the shape
-  int64_t bytes = 0;        // on the wire, for one rank
-  int64_t group_size = 0;   // ranks
-  std::string epilogue;     // e.g. "residual+rms_norm"
+  std::string name;        // HLO name, e.g. "all-reduce.3"
+  std::string site;        // op_name metadata, e.g. "jit(step)/mlp/dot_general"
+  std::string source;      // "file:line", or empty
+  std::string shape;       // HLO text of the shape
+  int64_t bytes = 0;       // on the wire, for one rank
+  int64_t group_size = 0;  // ranks
+  std::string epilogue;    // e.g. "residual+rms_norm"
   std::string custom_call;  // HLO name of the replacement
   std::string reason;       // why it stays with stock XLA
 

@@ -73,7 +73,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
       ConfigError: a variable that starts with ONESHOT is unknown, or has a bad value. The message
         lists what is valid.
     """
-    unknown = sorted(name for name in environ if name.startswith("ONESHOT") and name not in VARIABLES)
+    unknown = sorted(
+        name for name in environ if name.startswith("ONESHOT") and name not in VARIABLES
+    )
     if unknown:
         valid = "\n".join(f"  {name}: {meaning}" for name, meaning in VARIABLES.items())
         raise ConfigError(f"unknown variable {', '.join(unknown)}; valid are:\n{valid}")

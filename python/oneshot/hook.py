@@ -109,7 +109,9 @@ def _register(config: config_lib.Config) -> None:
     suffix = f"oneshot/{__version__}/{_fingerprint()}"
     cache_key.custom_hook = lambda: previous_key() + suffix
 
-    _register_handlers(jax, "liboneshot_host.so", "cpu", "OneshotHost", 0, ["Instantiate"])
+    _register_handlers(
+        jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"], platform="cpu"
+    )
     register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook))
     logger.info("on for cpu")
 
@@ -166,12 +168,12 @@ def _transform(hook: ctypes.CDLL, module: bytes) -> bytes | None:
 
 
 def _register_handlers(
-    jax: Any, library: str, platform: str, prefix: str, traits: int, stages: list[str]
+    jax: Any, library: str, prefix: str, stages: list[str], *, platform: str, traits: int = 0
 ) -> None:
+    """Registers the functions of a library that are called prefix + stage."""
     handlers = ctypes.CDLL(str(config_lib.LIBRARIES / library))
     bundle = {
-        stage.lower(): jax.ffi.pycapsule(getattr(handlers, prefix + stage))
-        for stage in [*stages, "Execute"]
+        stage.lower(): jax.ffi.pycapsule(getattr(handlers, prefix + stage)) for stage in stages
     }
     jax.ffi.register_ffi_target(TARGET, bundle, platform=platform, api_version=1, traits=traits)
 
@@ -197,10 +199,10 @@ def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> None:
         _register_handlers(
             jax,
             "liboneshot_cuda.so",
-            "CUDA",
             "OneshotGpu",
-            _COMMAND_BUFFER_COMPATIBLE,
-            ["Instantiate", "Prepare", "Initialize"],
+            ["Instantiate", "Prepare", "Initialize", "Execute"],
+            platform="CUDA",
+            traits=_COMMAND_BUFFER_COMPATIBLE,
         )
         error = hook.oneshot_hook_register(_pjrt_api(c_api))
         reason = error.decode() if error else None

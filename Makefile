@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+
+.PHONY: setup build install lint format test demo gpu clean
+
+BAZEL ?= bazel
+SITE = bazel-bin/python/site
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cc' '*.cu' '*.cuh')
+
+# Downloads and installs what is missing; see bazel/setup.sh.
+setup:
+	@bazel/setup.sh
+
+build: setup
+	@$(BAZEL) build //...
+
+# Puts the package into .venv: then `ONESHOT=1 .venv/bin/python program.py`.
+install: setup
+	@$(BAZEL) build //:wheel
+	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
+	  --force-reinstall bazel-bin/python/oneshot-*.whl
+	@ln -sfn "$(CURDIR)/.deps/xla/tensorflow" \
+	  "$$(.venv/bin/python -c 'import oneshot; print(oneshot.__path__[0])')/lib/xla"
+
+lint: setup
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: setup
+	@.venv/bin/ruff check --fix
+	@.venv/bin/ruff format
+	@.venv/bin/clang-format -i $(CXX_FILES)
+
+# Everything that needs no GPU.
+test: lint
+	@bazel/test.sh $(BAZEL)
+
+# An unmodified decode model on eight emulated devices, without and with Oneshot.
+demo: install
+	@.venv/bin/python tests/demo.py
+
+# Everything that needs GPUs, on a machine with at least two of them.
+gpu: build
+	@PYTHONPATH=$(SITE) ONESHOT_XLA_DIR=.deps/xla/tensorflow \
+	  .venv/bin/python tests/gpu.py --kernels bazel-bin/cuda
+
+clean:
+	@$(BAZEL) clean

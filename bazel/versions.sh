@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Every version that the project is built and tested with; read by setup.sh.
+# shellcheck shell=bash disable=SC2034
+
+# Into .venv, with what they need.
+VENV_PACKAGES=(
+  jax==0.11.2
+  jaxlib==0.11.2
+  numpy==2.5.5
+  absl-py==2.5.1
+  ml_dtypes==0.6.0
+  opt_einsum==3.4.0
+  scipy==1.18.1
+  pytest==9.2.0
+  ruff==0.17.6
+  clang-format==19.1.7
+)
+
+# XLA: headers and libraries are unpacked into .deps/xla, nothing is installed.
+XLA_PACKAGE=tensorflow-cpu==2.21.0
+
+# nvcc, for machines that have none: unpacked into .deps/cuda.
+CUDA_PACKAGES=(
+  nvidia-cuda-nvcc==13.0.88
+  nvidia-cuda-crt==13.0.88
+  nvidia-nvvm==13.0.88
+  nvidia-cuda-runtime==13.0.96
+  nvidia-cuda-cccl==13.0.85
+)
+
+# Debian 12.
+DEBIAN_PACKAGES=(
+  bazel-bootstrap
+  bazel-platforms
+  bazel-rules-java
+  bazel-rules-proto
+  g++
+  libgmock-dev
+  libgtest-dev
+  unzip
+)
