@@ -55,7 +55,6 @@ struct KernelArguments {
   Epilogue epilogue;
   Buffers buffers;
   WorkspaceView workspace;
-  bool vectorized;  // every packet is full and every access aligned
 };
 
 constexpr int kWarp = 32;
@@ -94,37 +93,36 @@ struct Operands {
   Raw<kElements> addends[kMaxAddends];
 };
 
-template <int kElements>
+template <int kElements, bool kWide>
 __device__ __forceinline__ uint4 LoadX(const KernelArguments& args,
                                        const Place& place) {
   // The width of the type is known here, and all that matters for a load.
   constexpr DType kWidth = kElements == 4 ? DType::kF32 : DType::kBf16;
-  return ToPacket(LoadRaw<kElements>(args.buffers.x, kWidth, place.index,
-                                     place.count, args.vectorized));
+  return ToPacket(LoadRaw<kElements, kWide>(args.buffers.x, kWidth, place.index,
+                                            place.count));
 }
 
-template <int kElements>
+template <int kElements, bool kWide>
 __device__ __forceinline__ Operands<kElements> LoadOperands(
     const KernelArguments& args, const Place& place) {
   Operands<kElements> operands;
-  operands.x = LoadX<kElements>(args, place);
+  operands.x = LoadX<kElements, kWide>(args, place);
 #pragma unroll
   for (int a = 0; a < kMaxAddends; ++a) {
     if (a >= args.epilogue.num_addends) break;
     const Addend& addend = args.epilogue.addends[a];
-    operands.addends[a] =
-        LoadRaw<kElements>(args.buffers.addends[a], addend.dtype,
-                           addend.per_row ? place.index : place.column,
-                           place.count, args.vectorized);
+    operands.addends[a] = LoadRaw<kElements, kWide>(
+        args.buffers.addends[a], addend.dtype,
+        addend.per_row ? place.index : place.column, place.count);
   }
   return operands;
 }
 
-template <int kElements>
+template <int kElements, bool kWide>
 __device__ __forceinline__ Raw<kElements> LoadGain(const KernelArguments& args,
                                                    const Place& place) {
-  return LoadRaw<kElements>(args.buffers.gain, args.epilogue.gain_dtype,
-                            place.column, place.count, args.vectorized);
+  return LoadRaw<kElements, kWide>(args.buffers.gain, args.epilogue.gain_dtype,
+                                   place.column, place.count);
 }
 
 // Waits for the packets of all peers and clears their places. Returns the sum
@@ -218,8 +216,8 @@ __device__ __forceinline__ float SumOverBlock(float value,
 }
 
 // kElements: of the wire type to a packet. kRanks: the largest group. kPackets:
-// of a tile to a thread.
-template <int kElements, int kRanks, int kPackets>
+// of a tile to a thread. kWide: every packet is full and every access aligned.
+template <int kElements, int kRanks, int kPackets, bool kWide>
 __global__ void __launch_bounds__(kMaxThreads)
     AllReduceKernel(const __grid_constant__ KernelArguments args) {
   const LaunchPlan& plan = args.plan;
@@ -238,7 +236,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const uint32_t epoch = LoadNow32(&workspace.control->epoch);
   Operands<kElements> operands;
   if (kHoldOperands) {
-    operands = LoadOperands<kElements>(
+    operands = LoadOperands<kElements, kWide>(
         args, Locate<kElements, kPackets>(plan, blockIdx.x, 0));
   }
   // With a norm a tile is a row: the gains are the same for every tile.
@@ -248,7 +246,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int p = 0; p < kPackets; ++p) {
       const Place place = Locate<kElements, kPackets>(plan, blockIdx.x, p);
       if (kHoldGain) {
-        gain = LoadGain<kElements>(args, place);
+        gain = LoadGain<kElements, kWide>(args, place);
       } else if (place.count != 0) {
         PrefetchToL2(static_cast<const char*>(args.buffers.gain) +
                      place.column * ByteWidth(epilogue.gain_dtype));
@@ -266,7 +264,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       if (place.count == 0) continue;
       const bool held = kHoldOperands && tile == blockIdx.x;
       const uint4 packet = WithoutSentinel<kElements>(
-          held ? operands.x : LoadX<kElements>(args, place));
+          held ? operands.x : LoadX<kElements, kWide>(args, place));
 #pragma unroll
       for (int r = 0; r < kRanks; ++r) {
         if (r < ranks && r != workspace.rank) {
@@ -295,13 +293,14 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int p = 0; p < kPackets; ++p) {
       const Place place = Locate<kElements, kPackets>(plan, tile, p);
       if (place.count != 0) {
-        if (!kHoldOperands) operands = LoadOperands<kElements>(args, place);
+        if (!kHoldOperands)
+          operands = LoadOperands<kElements, kWide>(args, place);
         ReduceRanks<kElements, kRanks, kBatch>(args, epoch, place, operands.x,
                                                h[p]);
         AddAll(epilogue, operands, h[p]);
         if (epilogue.emit_sum) {
-          Store(args.buffers.sum, epilogue.sum_dtype, place.index, place.count,
-                args.vectorized, h[p]);
+          Store<kElements, kWide>(args.buffers.sum, epilogue.sum_dtype,
+                                  place.index, place.count, h[p]);
         }
 #pragma unroll
         for (int i = 0; i < kElements; ++i) {
@@ -312,7 +311,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
     // Of the next tile, ahead of the wait for it.
     if (kHoldOperands && tile + gridDim.x < tiles) {
-      operands = LoadOperands<kElements>(
+      operands = LoadOperands<kElements, kWide>(
           args, Locate<kElements, kPackets>(plan, tile + gridDim.x, 0));
     }
     if (!epilogue.emit_norm) continue;
@@ -329,14 +328,14 @@ __global__ void __launch_bounds__(kMaxThreads)
       for (int i = 0; i < kElements; ++i) h[p][i] *= scale;
       Round(h[p], epilogue.norm_round);
       if (epilogue.has_gain) {
-        if (!kHoldGain) gain = LoadGain<kElements>(args, place);
+        if (!kHoldGain) gain = LoadGain<kElements, kWide>(args, place);
         float values[kElements];
         Decode(gain, epilogue.gain_dtype, values);
 #pragma unroll
         for (int i = 0; i < kElements; ++i) h[p][i] *= values[i];
       }
-      Store(args.buffers.norm, epilogue.norm_dtype, place.index, place.count,
-            args.vectorized, h[p]);
+      Store<kElements, kWide>(args.buffers.norm, epilogue.norm_dtype,
+                              place.index, place.count, h[p]);
     }
   }
 
@@ -348,34 +347,46 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 using Kernel = void (*)(KernelArguments);
 
-template <int kElements, int kRanks>
+template <int kElements, int kRanks, bool kWide>
 Kernel KernelForPackets(int packets_per_thread) {
   switch (packets_per_thread) {
     case 1:
-      return AllReduceKernel<kElements, kRanks, 1>;
+      return AllReduceKernel<kElements, kRanks, 1, kWide>;
     case 2:
-      return AllReduceKernel<kElements, kRanks, 2>;
+      return AllReduceKernel<kElements, kRanks, 2, kWide>;
     default:
-      return AllReduceKernel<kElements, kRanks, 4>;
+      return AllReduceKernel<kElements, kRanks, 4, kWide>;
   }
 }
 
-template <int kElements>
+template <int kElements, bool kWide>
 Kernel KernelForRanks(int ranks, int packets_per_thread) {
-  if (ranks <= 2) return KernelForPackets<kElements, 2>(packets_per_thread);
-  if (ranks <= 4) return KernelForPackets<kElements, 4>(packets_per_thread);
-  return KernelForPackets<kElements, 8>(packets_per_thread);
+  if (ranks <= 2) {
+    return KernelForPackets<kElements, 2, kWide>(packets_per_thread);
+  }
+  if (ranks <= 4) {
+    return KernelForPackets<kElements, 4, kWide>(packets_per_thread);
+  }
+  return KernelForPackets<kElements, 8, kWide>(packets_per_thread);
 }
 
-Kernel SelectKernel(int element_bytes, int ranks, int packets_per_thread) {
-  return element_bytes == 4 ? KernelForRanks<4>(ranks, packets_per_thread)
-                            : KernelForRanks<8>(ranks, packets_per_thread);
+const void* SelectKernel(int element_bytes, int ranks, int packets_per_thread,
+                         bool wide) {
+  Kernel kernel;
+  if (element_bytes == 4) {
+    kernel = wide ? KernelForRanks<4, true>(ranks, packets_per_thread)
+                  : KernelForRanks<4, false>(ranks, packets_per_thread);
+  } else {
+    kernel = wide ? KernelForRanks<8, true>(ranks, packets_per_thread)
+                  : KernelForRanks<8, false>(ranks, packets_per_thread);
+  }
+  return reinterpret_cast<const void*>(kernel);
 }
 
-// Whether rows and arrays start at addresses that wide accesses may use.
-// Absent buffers are null and thus aligned.
-bool IsVectorizable(const LaunchPlan& plan, const Epilogue& epilogue,
-                    const Buffers& buffers) {
+// Whether all packets are full and start where wide accesses may. Absent
+// buffers are null and thus aligned.
+bool IsWide(const LaunchPlan& plan, const Epilogue& epilogue,
+            const Buffers& buffers) {
   const int elements = kPacketBytes / ByteWidth(epilogue.x_dtype);
   if (plan.hidden % elements != 0) return false;
   uintptr_t bits = 0;
@@ -395,24 +406,25 @@ cudaError_t LaunchAllReduce(const LaunchPlan& plan, const Epilogue& epilogue,
                             const WorkspaceView& workspace,
                             cudaStream_t stream) {
   if (plan.blocks == 0) return cudaSuccess;
-  KernelArguments arguments{plan, epilogue, buffers, workspace,
-                            IsVectorizable(plan, epilogue, buffers)};
+  KernelArguments arguments{plan, epilogue, buffers, workspace};
   void* parameters[] = {&arguments};
-  const Kernel kernel = SelectKernel(ByteWidth(epilogue.x_dtype),
-                                     workspace.ranks, plan.packets_per_thread);
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                          dim3(plan.blocks), dim3(plan.threads), parameters,
-                          /*sharedMem=*/0, stream);
+  return cudaLaunchKernel(
+      SelectKernel(ByteWidth(epilogue.x_dtype), workspace.ranks,
+                   plan.packets_per_thread, IsWide(plan, epilogue, buffers)),
+      dim3(plan.blocks), dim3(plan.threads), parameters, /*sharedMem=*/0,
+      stream);
 }
 
 cudaError_t LoadAllReduceKernels(int ranks) {
   for (const int element_bytes : {2, 4}) {
     for (const int packets_per_thread : {1, 2, 4}) {
-      cudaFuncAttributes attributes;
-      const cudaError_t error = cudaFuncGetAttributes(
-          &attributes, reinterpret_cast<const void*>(SelectKernel(
-                           element_bytes, ranks, packets_per_thread)));
-      if (error != cudaSuccess) return error;
+      for (const bool wide : {false, true}) {
+        cudaFuncAttributes attributes;
+        const cudaError_t error = cudaFuncGetAttributes(
+            &attributes,
+            SelectKernel(element_bytes, ranks, packets_per_thread, wide));
+        if (error != cudaSuccess) return error;
+      }
     }
   }
   return cudaSuccess;

@@ -169,7 +169,7 @@ void ReadGroups(const ffi::Dictionary& attributes, Reader& reader,
   reader.Expect(mode == "flattened_id", "group_mode", "'flattened_id'",
                 Quoted(mode));
   call.num_partitions = reader.Get<int64_t>(attributes, "num_partitions");
-  reader.Expect(call.num_partitions >= 1, "num_partitions", "at least 1",
+  reader.Expect(call.num_partitions >= 0, "num_partitions", "at least 0",
                 StrCat(call.num_partitions));
   const auto size = reader.Get<int64_t>(attributes, "group_size");
   const auto ids =

@@ -21,7 +21,7 @@ struct CallAttributes {
   bool has_bias = false;
   bool has_residual = false;
   int64_t hidden = 0;
-  int64_t num_partitions = 0;
+  int64_t num_partitions = 0;  // 0: the compiler did not know
   // Flattened ids (replica * num_partitions + partition), in order of the sum.
   std::vector<std::vector<int64_t>> groups;
 

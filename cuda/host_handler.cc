@@ -113,6 +113,9 @@ ffi::Future Execute(HostCall* state, ffi::RunId run,
         SiteError(ffi::ErrorCode::kInvalidArgument, attributes.site, message));
   };
 
+  if (attributes.num_partitions == 0) {
+    return fail("attribute 'num_partitions': expected at least 1, got 0");
+  }
   ffi::ErrorOr<BoundCall> call =
       BindCall(attributes, operands, results, /*trailing_operands=*/2);
   if (call.has_error()) return Failed(call.error());

@@ -20,17 +20,16 @@ struct Raw {
   uint32_t words[kElements];
 };
 
-// Loads `count` elements from `index` on; the rest is zero. With `vectorized`
-// count is kElements and the address is a multiple of the size of the access.
-template <int kElements>
+// Loads `count` elements from `index` on; the rest is zero. With kWide, count
+// is 0 or kElements and the address a multiple of the size of the access.
+template <int kElements, bool kWide>
 __device__ __forceinline__ Raw<kElements> LoadRaw(const void* data, DType dtype,
-                                                  int index, int count,
-                                                  bool vectorized) {
+                                                  int index, int count) {
   Raw<kElements> raw = {};
   if (count == 0) return raw;
   if (dtype == DType::kF32) {
     const float* source = static_cast<const float*>(data) + index;
-    if (vectorized) {
+    if constexpr (kWide) {
 #pragma unroll
       for (int i = 0; i < kElements; i += 4) {
         const uint4 quad = LoadNow128(source + i);
@@ -47,7 +46,7 @@ __device__ __forceinline__ Raw<kElements> LoadRaw(const void* data, DType dtype,
     }
   } else {
     const uint16_t* source = static_cast<const uint16_t*>(data) + index;
-    if (vectorized) {
+    if constexpr (kWide) {
       if constexpr (kElements == 8) {
         const uint4 quad = LoadNow128(source);
         raw.words[0] = quad.x;
@@ -124,14 +123,15 @@ __device__ __forceinline__ void Round(float (&values)[kElements], DType dtype) {
   Decode(Encode(values, dtype), dtype, values);
 }
 
-template <int kElements>
+// Stores the first `count` values; kWide as for LoadRaw.
+template <int kElements, bool kWide>
 __device__ __forceinline__ void Store(void* data, DType dtype, int index,
-                                      int count, bool vectorized,
+                                      int count,
                                       const float (&values)[kElements]) {
   const Raw<kElements> raw = Encode(values, dtype);
   if (dtype == DType::kF32) {
     float* target = static_cast<float*>(data) + index;
-    if (vectorized) {
+    if constexpr (kWide) {
 #pragma unroll
       for (int i = 0; i < kElements; i += 4) {
         *reinterpret_cast<uint4*>(target + i) = make_uint4(
@@ -145,7 +145,7 @@ __device__ __forceinline__ void Store(void* data, DType dtype, int index,
     }
   } else {
     uint16_t* target = static_cast<uint16_t*>(data) + index;
-    if (vectorized) {
+    if constexpr (kWide) {
       if constexpr (kElements == 8) {
         *reinterpret_cast<uint4*>(target) =
             make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]);

@@ -244,6 +244,7 @@ def _error(operands=(), results=None, x=None, **changes) -> str:
             {"replica_groups": np.array([0, 0], np.int64)},
             "attribute 'replica_groups': expected distinct ids >= 0, got id 0",
         ),
+        ({"num_partitions": np.int64(-1)}, "attribute 'num_partitions': expected at least 0"),
         ({"num_partitions": np.int64(0)}, "attribute 'num_partitions': expected at least 1"),
     ],
 )

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that needs GPUs: the kernel, the model with and without Oneshot, and the first table.
+
+Needs two GPUs with peer access, `oneshot` on the path, and the built binaries of cuda/. Writes what
+it runs and what that prints to a file, and exits with 0 if all of it passed.
+
+  python tests/gpu.py --kernels bazel-bin/cuda [--only kernels sanitizer model soak table]
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+MODELS = Path(__file__).parent / "models"
+
+# What each arm adds to the environment. `nccl` takes away XLA's own one-shot kernel.
+ARMS = {
+    "stock": {"ONESHOT": "0"},
+    "stock, NCCL": {
+        "ONESHOT": "0",
+        "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE",
+    },
+    "oneshot": {"ONESHOT": "1"},
+}
+NO_GRAPHS = "--xla_gpu_enable_command_buffer="
+
+# Llama-3-8B's layer, as deep as the time allows.
+TABLE_MODEL = {
+    "layers": 16,
+    "hidden": 4096,
+    "heads": 32,
+    "kv-heads": 8,
+    "ffn": 14336,
+    "vocab": 8192,
+    "max-len": 512,
+    "dtype": "bf16",
+    "tp": 2,
+}
+# Small enough for float64 on the host.
+MODEL = {"layers": 4, "hidden": 1024, "heads": 16, "kv-heads": 8, "ffn": 2816, "tp": 2}
+# Oneshot's error may be this much larger than stock's: GEMMs are autotuned, and a run of stock
+# differs from the next by as much.
+ERROR_RATIO = 1.05
+
+
+class Log:
+    """Prints, and keeps what it prints in a file."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w")
+        self.failures: list[str] = []
+
+    def write(self, text: str) -> None:
+        """Writes a line or more."""
+        print(text, flush=True)
+        print(text, file=self._file, flush=True)
+
+    def check(self, what: str, passed: bool) -> None:
+        """Writes and remembers whether a check passed."""
+        self.write(f"{'PASS' if passed else 'FAIL'} {what}")
+        if not passed:
+            self.failures.append(what)
+
+    def run(self, command: list[str], environ: dict[str, str] | None = None) -> tuple[int, str]:
+        """Runs a command; returns its exit code and what it printed, which is also written."""
+        shown = " ".join([*(f"{k}={v!r}" for k, v in (environ or {}).items()), *command])
+        self.write(f"$ {shown}")
+        done = subprocess.run(
+            command,
+            env=os.environ | (environ or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        self.write(done.stdout.rstrip())
+        return done.returncode, done.stdout
+
+
+def flags(model: dict[str, object]) -> list[str]:
+    """The command line of a model."""
+    return [part for name, value in model.items() for part in (f"--{name}", str(value))]
+
+
+def llama(log: Log, environ: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Runs the decode model in a fresh process."""
+    return log.run([sys.executable, str(MODELS / "llama_decode.py"), *arguments], environ)
+
+
+def environment(log: Log, commit: str) -> None:
+    """Says what was measured, and on what."""
+    log.write(f"commit {commit}")
+    log.run(["nvidia-smi", "--query-gpu=index,name,driver_version,memory.total", "--format=csv"])
+    log.run(["nvidia-smi", "topo", "-m"])
+    for package in ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "oneshot"):
+        with contextlib.suppress(Exception):
+            from importlib import metadata
+
+            log.write(f"{package} {metadata.version(package)}")
+
+
+def kernels(log: Log, binaries: Path) -> None:
+    """The kernel without XLA: virtual ranks on one GPU and on two, and its time in a graph."""
+    for devices in ("0", "0,1"):
+        code, _ = log.run([str(binaries / "protocol_test"), "--devices", devices])
+        log.check(f"protocol test on devices {devices}", code == 0)
+    code, _ = log.run([str(binaries / "kernel_bench"), "--devices", "0,1"])
+    log.check("kernel benchmark", code == 0)
+
+
+def sanitizer(log: Log, binaries: Path) -> None:
+    """The kernel under compute-sanitizer."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
+        test = [str(binaries / "protocol_test"), "--quick", "--devices", "0"]
+        code, out = log.run([tool, "--tool", check, "--error-exitcode", "9", *test])
+        log.check(f"compute-sanitizer {check}", code == 0 and "ERROR SUMMARY: 0 errors" in out)
+
+
+def model(log: Log) -> None:
+    """The unmodified model with and without Oneshot, against float64."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for extra in ([], ["--scan"], ["--loop", "device"]):
+            arguments = [*flags(MODEL), "--dtype", "bf16", "--steps", "16", *extra]
+            files = []
+            for arm, environ in ARMS.items():
+                files.append(f"{scratch}/{arm.replace(', ', '-').lower()}.npz")
+                more = {"ONESHOT_DUMP_TO": f"{scratch}/dump"} if arm == "oneshot" else {}
+                code, _ = llama(log, environ | more, *arguments, "--save", files[-1])
+                log.check(f"{arm} runs {' '.join(extra)}", code == 0)
+            code, out = log.run(
+                [sys.executable, str(MODELS / "llama_reference.py"), *files, *arguments]
+            )
+            errors = [float(value) for value in re.findall(r"\.npz (\S+)", out)]
+            stock, _, ours = errors
+            log.check(
+                f"error against float64 {' '.join(extra)}: {ours} to stock's {stock}",
+                code == 0 and ours <= stock * ERROR_RATIO,
+            )
+        code, out = log.run([sys.executable, "-m", "oneshot", "report", f"{scratch}/dump"])
+        log.check("something was fused", code == 0 and "fused: residual+rms_norm" in out)
+
+
+def soak(log: Log) -> None:
+    """10,000 steps, all of whose logits have the bits of the first 100."""
+    for loop in ("python", "device"):
+        arguments = [*flags(MODEL), "--dtype", "bf16", "--steps", "100", "--max-len", "128"]
+        code, _ = llama(log, ARMS["oneshot"], *arguments, "--loop", loop, "--repeat", "100")
+        log.check(f"10,000 steps, {loop} loop", code == 0)
+
+
+def table(log: Log, rounds: int) -> None:
+    """Microseconds per layer of the decode step; arms alternate, medians over the rounds."""
+    cases = [
+        (batch, loop, graphs)
+        for batch in (1, 8, 32)
+        for loop in ("device", "python")
+        for graphs in ("graphs", "no graphs")
+        if graphs == "graphs" or batch == 8
+    ]
+    rows = []
+    for batch, loop, graphs in cases:
+        times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+        for _ in range(rounds):
+            for arm, environ in ARMS.items():
+                merged = dict(environ)
+                if graphs == "no graphs":
+                    merged["XLA_FLAGS"] = f"{merged.get('XLA_FLAGS', '')} {NO_GRAPHS}".strip()
+                arguments = [*flags(TABLE_MODEL), "--batch", str(batch), "--steps", "32"]
+                _, out = llama(log, merged, *arguments, "--loop", loop, "--time", "15")
+                found = re.search(r"us_per_step (\S+)", out)
+                if found:
+                    times[arm].append(float(found[1]) / int(str(TABLE_MODEL["layers"])))
+        if all(times.values()):
+            rows.append((batch, loop, graphs, {a: statistics.median(t) for a, t in times.items()}))
+        else:
+            log.check(f"batch {batch}, {loop} loop, {graphs}", passed=False)
+    for line in markdown(rows):
+        log.write(line)
+
+
+def markdown(rows: list[tuple[int, str, str, dict[str, float]]]) -> Iterator[str]:
+    """The table: microseconds per layer, and how often faster than the best stock arm."""
+    yield f"us per layer (step time / layers), {' '.join(flags(TABLE_MODEL))}"
+    yield "| batch | loop | graphs | " + " | ".join(ARMS) + " | best stock / oneshot |"
+    yield "|" + "---|" * (len(ARMS) + 4)
+    for batch, loop, graphs, times in rows:
+        best = min(time for arm, time in times.items() if arm != "oneshot")
+        cells = " | ".join(f"{times[arm]:.1f}" for arm in ARMS)
+        yield f"| {batch} | {loop} | {graphs} | {cells} | {best / times['oneshot']:.2f} |"
+
+
+def main() -> int:
+    """Runs what was asked for."""
+    parts = ["kernels", "sanitizer", "model", "soak", "table"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
+    parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")
+    parser.add_argument("--commit", default="", help="where there is no git")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--rounds", type=int, default=3, help="of the table")
+    arguments = parser.parse_args()
+
+    log = Log(arguments.out)
+    commit = arguments.commit or subprocess.getoutput("git rev-parse HEAD")
+    environment(log, commit)
+    for part in arguments.only:
+        log.write(f"\n=== {part}")
+        if part in ("kernels", "sanitizer"):
+            globals()[part](log, arguments.kernels)
+        elif part == "table":
+            table(log, arguments.rounds)
+        else:
+            globals()[part](log)
+    log.write(f"\n{len(log.failures)} failed" + "".join(f"\n  {what}" for what in log.failures))
+    return 1 if log.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

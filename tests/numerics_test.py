@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole programs through JAX on eight emulated CPU devices, with and without Oneshot.
+
+Each arm runs in one process of its own, which is this file as a script: it computes all cases and
+writes their outputs and the names of their reports. The tests compare the two.
+"""
+
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+import llama_decode
+import llama_reference
+
+# On CPU XLA fuses before a pass can look at the module, and splits large sums; on GPU neither.
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_disable_hlo_passes=fusion,fusion-wrapper,tree_reduction_rewriter"
+)
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
+EXACT = 0.0
+# What two runs may differ by, relative to the largest element of an output. They round at the same
+# places, but add in another order.
+TOLERANCE = {
+    # Eight terms, a row of squares, a few operations: some tens of 2^-24.
+    "f32": 1e-5,
+    # Both add in f32. A sum that falls on the other side of a rounding boundary is off by one unit
+    # in the last place (2^-8 relative to the largest), in up to three roundings in a row.
+    "bf16": 3 * 2**-8,
+    # XLA on CPU adds f16 in f16: up to seven more roundings of 2^-11 than Oneshot, then as above.
+    "f16": 10 * 2**-11,
+}
+# The same for the logits of the decode model, as a relative error of the norms. Either run is one
+# unit in the last place (2^-7, 2^-10) from the exact result; two runs differ by at most two.
+MODEL_TOLERANCE = {"f32": 1e-5, "bf16": 2**-6, "f16": 2**-9}
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program.
+
+    Attributes:
+      name: what the test is called.
+      run: computes it; returns its outputs.
+      sites: for each all-reduce the epilogue that is to be fused, or None if it is to stay.
+      tolerance: how far outputs may differ, relative to the largest element.
+    """
+
+    name: str
+    run: Callable[[], list[jax.Array]]
+    sites: tuple[str | None, ...]
+    tolerance: float
+
+
+def random(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Standard normal numbers that only depend on the arguments."""
+    rng = np.random.default_rng(zlib.crc32(f"{name}{shape}".encode()))
+    return rng.standard_normal(shape).astype(DTYPES[dtype])
+
+
+def rms_norm(h: jax.Array, gain: jax.Array) -> jax.Array:
+    """[rows, hidden], [hidden] -> [rows, hidden]; in f32, cast, then times gain."""
+    wide = h.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + EPSILON)
+    return (wide * scale).astype(h.dtype) * gain
+
+
+def mesh(*shape: int) -> Mesh:
+    """A mesh of the first devices, with axes "a", "b" and so on."""
+    devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
+    return Mesh(devices, tuple("ab"[: len(shape)]), axis_types=(AxisType.Auto,) * len(shape))
+
+
+# ---------------------------------------------------------------------------
+# Programs
+
+
+def gspmd(epilogue: str, dtype: str, rows: int, hidden: int) -> list[jax.Array]:
+    """A product whose inner dimension is sharded, and what follows it, in the order of `epilogue`.
+
+    [rows, 8 * 16] times [8 * 16, hidden]. Returns the sum and the norm, or what there is of them;
+    of a bare norm only itself.
+    """
+    devices = mesh(8)
+    inputs = {
+        "x": (random("x", (rows, 128), dtype), P(None, "a")),
+        "w": (random("w", (128, hidden), dtype) / 8, P("a", None)),
+        "bias": (random("bias", (hidden,), dtype), P()),
+        "residual": (random("residual", (rows, hidden), dtype), P()),
+        "gain": (random("gain", (hidden,), dtype), P()),
+    }
+    arguments = {
+        name: jax.device_put(value.astype(DTYPES[dtype]), NamedSharding(devices, spec))
+        for name, (value, spec) in inputs.items()
+    }
+    steps = epilogue.split("+")
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(devices, P()))
+    def program(x, w, bias, residual, gain):
+        h = lax.with_sharding_constraint(x @ w, NamedSharding(devices, P()))
+        for step in steps:
+            if step in ("bias", "residual"):
+                h = h + {"bias": bias, "residual": residual}[step]
+        if "rms_norm" not in steps:
+            return [h]
+        return [rms_norm(h, gain)] if steps == ["rms_norm"] else [h, rms_norm(h, gain)]
+
+    return program(**arguments)
+
+
+def scan(dtype: str, norm_in_body: bool) -> list[jax.Array]:
+    """Five layers of x + f(x) @ w; the norm follows the sum in the body, or the loop's boundary.
+
+    x is [4, 64]; of two stacked matrices [5, 64, 64] the first is sharded by columns, the second by
+    rows.
+    """
+    devices = mesh(8)
+    x = jax.device_put(random("x", (4, 64), dtype), NamedSharding(devices, P()))
+    gain = jax.device_put(random("gain", (5, 64), dtype), NamedSharding(devices, P()))
+    up, down = (
+        jax.device_put(
+            (random(name, (5, 64, 64), dtype) / 8).astype(DTYPES[dtype]),
+            NamedSharding(devices, spec),
+        )
+        for name, spec in (("up", P(None, None, "a")), ("down", P(None, "a", None)))
+    )
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(devices, P()))
+    def program(x, layers):
+        def body(carry, layer):
+            x, normed = carry
+            up, down, gain = layer
+            if not norm_in_body:
+                normed = rms_norm(x, gain)
+            product = lax.with_sharding_constraint(
+                jnp.tanh(normed @ up) @ down, NamedSharding(devices, P())
+            )
+            x = x + product
+            return (x, rms_norm(x, gain) if norm_in_body else normed), None
+
+        return list(lax.scan(body, (x, x), layers)[0])
+
+    return program(x, (up, down, gain))
+
+
+def by_shard(
+    program: Callable[..., jax.Array | tuple[jax.Array, ...]],
+    shape: tuple[int, ...],
+    x: np.ndarray,
+    *replicated: np.ndarray,
+) -> list[jax.Array]:
+    """Runs `program` on each device of a mesh of `shape` with its own part of x.
+
+    x is [*shape, ...]. Returns every device's own results, [*shape, ...].
+    """
+    devices = mesh(*shape)
+    axes = devices.axis_names
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=devices,
+        in_specs=(P(*axes), *(P() for _ in replicated)),
+        out_specs=P(*axes),
+        check_vma=False,
+    )
+    def sharded(x, *replicated):
+        own = program(x.reshape(x.shape[len(shape) :]), *replicated)
+        return jax.tree.map(lambda out: out.reshape((1,) * len(shape) + out.shape), own)
+
+    return jax.tree.leaves(sharded(x, *replicated))
+
+
+def psum(shape: tuple[int, ...], axes: str | tuple[str, ...], dtype: str) -> list[jax.Array]:
+    """Residual and norm after a sum over some axes of a mesh; rows of 40 elements."""
+    x = random("x", (*shape, 3, 40), dtype)
+    residual, gain = random("residual", (3, 40), dtype), random("gain", (40,), dtype)
+
+    def program(x, residual, gain):
+        h = residual + lax.psum(x, axes)
+        return h, rms_norm(h, gain)
+
+    return by_shard(program, shape, x, residual, gain)
+
+
+def special_values(dtype: str, add_residual: bool) -> list[jax.Array]:
+    """NaN, infinities and zeros of either sign; all finite sums are exact in each type."""
+    nan, inf = float("nan"), float("inf")
+    columns = [
+        [1, nan, 2, 3, 4, 5, 6, 7],
+        [inf, 1, 2, 3, 4, 5, 6, 7],
+        [1, 2, 3, 4, 5, 6, 7, -inf],
+        [inf, 1, 2, 3, 4, 5, 6, -inf],
+        [nan, inf, -inf, nan, 0.0, -0.0, 1, 2],
+        [-0.0] * 8,
+        [0.0, *[-0.0] * 7],
+        [1, -1, *[-0.0] * 6],
+        [1, 2, 3, 4, 5, 6, 7, 8],
+    ]
+    x = np.array(columns).T.astype(DTYPES[dtype])
+    # A NaN of ones only, which means "not there yet" to the protocol between GPUs.
+    x[3, 8] = np.full(1, -1, f"i{x.itemsize}").view(x.dtype)[0]
+    x = np.stack([x, np.roll(x, 3, axis=0)], axis=1)
+    residual = np.array([1, 1, 1, inf, 1, -0.0, -0.0, -0.0, 1], DTYPES[dtype])
+    residual = np.stack([residual, residual])
+
+    def program(x, residual):
+        total = lax.psum(x, "a")
+        return residual + total if add_residual else total
+
+    return by_shard(program, (8,), x, residual)
+
+
+def special_rows() -> list[jax.Array]:
+    """Norms of rows with a NaN, with an infinity, of zeros, and of a usual one; f32[4, 32]."""
+    x = np.zeros((8, 4, 32), np.float32)
+    x[2, 0, 5] = np.nan
+    x[7, 1, 9] = np.inf
+    x[:, 2] = -0.0
+    x[:, 3] = np.arange(32) - 16
+    gain = np.ones(32, np.float32)
+    return by_shard(lambda x, gain: rms_norm(lax.psum(x, "a"), gain), (8,), x, gain)
+
+
+def plain(
+    program: Callable[[jax.Array], jax.Array | tuple[jax.Array, ...]],
+    shape: tuple[int, ...] = (3, 40),
+    dtype: type[np.number] = np.float32,
+) -> list[jax.Array]:
+    """A program of one input of `shape` a device, with small integers, which add exactly."""
+    x = np.arange(8 * np.prod(shape)).reshape(8, *shape) % 7 - 3
+    return by_shard(program, (8,), x.astype(dtype))
+
+
+# ---------------------------------------------------------------------------
+# All cases
+
+
+def cases() -> Iterator[Case]:
+    """Yields every case. Nothing is computed yet."""
+    epilogues = [
+        "none",
+        "bias",
+        "residual",
+        "rms_norm",
+        "bias+residual",
+        "residual+bias",
+        "bias+rms_norm",
+        "residual+rms_norm",
+        "bias+residual+rms_norm",
+    ]
+    # A row that is a whole number of packets, and one that is not.
+    for epilogue, (dtype, hidden) in itertools.product(
+        epilogues, [("f32", 96), ("bf16", 96), ("bf16", 37), ("f16", 96)]
+    ):
+        yield Case(
+            f"gspmd-{epilogue}-{dtype}-{hidden}",
+            functools.partial(gspmd, epilogue, dtype, 4, hidden),
+            (epilogue,),
+            TOLERANCE[dtype],
+        )
+    for dtype in DTYPES:
+        for inside, sites in ((True, ("residual+rms_norm",)), (False, ("residual",))):
+            yield Case(
+                f"scan-{'norm' if inside else 'carry'}-{dtype}",
+                functools.partial(scan, dtype, inside),
+                sites,
+                # Errors of five layers add up.
+                5 * TOLERANCE[dtype],
+            )
+    # Consecutive and strided groups of 8, 4, 2 and 3 ranks; the last with 6 of the 8 devices.
+    meshes = [
+        ((8,), "a"),
+        ((4, 2), "a"),
+        ((4, 2), "b"),
+        ((2, 4), "a"),
+        ((2, 4), "b"),
+        ((2, 4), ("a", "b")),
+        ((2, 3), "a"),
+        ((2, 3), "b"),
+    ]
+    for dtype in DTYPES:
+        # Groups have nothing to do with the type.
+        for shape, axes in meshes if dtype == "f32" else (meshes[0], meshes[-1]):
+            yield Case(
+                f"psum-{'x'.join(map(str, shape))}-{''.join(axes)}-{dtype}",
+                functools.partial(psum, shape, axes, dtype),
+                ("residual+rms_norm",),
+                TOLERANCE[dtype],
+            )
+        for add_residual in (False, True):
+            yield Case(
+                f"special-{'residual' if add_residual else 'none'}-{dtype}",
+                functools.partial(special_values, dtype, add_residual),
+                ("residual" if add_residual else "none",),
+                EXACT,
+            )
+    yield Case("special-rows", special_rows, ("rms_norm",), TOLERANCE["f32"])
+
+    def shared(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = lax.psum(x, "a")
+        return total + 1, total * x
+
+    def twice(x: jax.Array) -> jax.Array:
+        return lax.psum(lax.psum(x, "a") * x, "a")
+
+    alone: list[tuple[str, Callable[[], list[jax.Array]], tuple[str | None, ...]]] = [
+        # Two readers: nothing but the sum can be fused.
+        ("shared", lambda: plain(shared), ("none",)),
+        ("twice", lambda: plain(twice), ("none", "none")),
+        # Not ours.
+        ("maximum", lambda: plain(lambda x: lax.pmax(x, "a")), (None,)),
+        ("integers", lambda: plain(lambda x: lax.psum(x, "a"), dtype=np.int32), (None,)),
+        # 2 MiB from each rank.
+        ("large", lambda: plain(lambda x: lax.psum(x, "a"), (512, 1024)), (None,)),
+    ]
+    for name, run, sites in alone:
+        yield Case(name, run, sites, EXACT)
+
+
+class Model(NamedTuple):
+    """One way to run the decode model."""
+
+    dtype: str
+    scan: bool
+
+    @property
+    def name(self) -> str:
+        """What the case is called."""
+        return f"llama-{self.dtype}-{'scan' if self.scan else 'unrolled'}"
+
+    @property
+    def config(self) -> llama_decode.Config:
+        """Two layers, four steps; with the scan, the loop over steps is on the device too."""
+        loop = "device" if self.scan else "python"
+        return llama_decode.Config(ffn=256, vocab=256, steps=4, loop=loop, **self._asdict())
+
+    @property
+    def case(self) -> Case:
+        """The case that runs it; compared by the relative error of the norms."""
+        # Each norm follows a sum, except that in a scan the first one of the next layer is on the
+        # other side of the loop's boundary.
+        both = "residual+rms_norm"
+        return Case(
+            self.name,
+            lambda: [llama_decode.Decoder(self.config).logits()],
+            (both, "residual") if self.scan else (both,) * 4,
+            MODEL_TOLERANCE[self.dtype],
+        )
+
+
+CASES = list(cases())
+MODELS = [Model(dtype, scan) for dtype in DTYPES for scan in (False, True)]
+
+
+# ---------------------------------------------------------------------------
+# Tests
+
+
+class Arm(NamedTuple):
+    """What one process computed: outputs of each case as f32, and its reports."""
+
+    outputs: dict[str, list[np.ndarray]]
+    reports: dict[str, list[dict]]
+
+
+def run_arm(directory: Path, enabled: bool) -> Arm:
+    """Runs all cases in a fresh process."""
+    environ = {k: v for k, v in os.environ.items() if k not in ("ONESHOT", "ONESHOT_DUMP_TO")}
+    environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS}
+    if enabled:
+        environ |= {"ONESHOT": "1", "ONESHOT_DUMP_TO": str(directory)}
+    command = [sys.executable, __file__, str(directory)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "oneshot:" not in done.stderr, done.stderr[-4000:]
+    index = json.loads((directory / "index.json").read_text())
+    with np.load(directory / "outputs.npz") as arrays:
+        outputs = {
+            name: [arrays[f"{name}/{i}"] for i in range(entry["outputs"])]
+            for name, entry in index.items()
+        }
+    reports = {
+        name: [json.loads((directory / report).read_text()) for report in entry["reports"]]
+        for name, entry in index.items()
+    }
+    return Arm(outputs, reports)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    """All cases without Oneshot."""
+    return run_arm(tmp_path_factory.mktemp("stock"), enabled=False)
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    """All cases with Oneshot."""
+    return run_arm(tmp_path_factory.mktemp("fused"), enabled=True)
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *(model.case for model in MODELS)], ids=lambda case: case.name
+)
+def test_sites(case: Case, stock: Arm, fused: Arm) -> None:
+    assert not stock.reports[case.name]
+    sites = [site for report in fused.reports[case.name] for site in report["all_reduces"]]
+    found = [site["epilogue"] if site["fired"] else None for site in sites]
+    assert tuple(found) == case.sites, [site["reason"] for site in sites]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_numbers(case: Case, stock: Arm, fused: Arm) -> None:
+    for expected, out in zip(stock.outputs[case.name], fused.outputs[case.name], strict=True):
+        # Infinities must be the same, and NaN where NaN was.
+        largest = np.max(np.abs(expected), where=np.isfinite(expected), initial=0)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=case.tolerance * largest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("epilogue", ["none", "residual"])
+def test_sign_of_zero(epilogue: str, dtype: str, fused: Arm) -> None:
+    # Held against IEEE 754, not XLA on CPU: that begins its sum with 0.0, which is lost on -0.0.
+    (out,) = fused.outputs[f"special-{epilogue}-{dtype}"]
+    zeros = out[..., 5:8]
+    assert not zeros.any()
+    assert (np.signbit(zeros) == [True, False, False]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks_agree(dtype: str, fused: Arm) -> None:
+    for out in fused.outputs[f"psum-8-a-{dtype}"]:
+        bits = out.view(np.uint32)
+        assert (bits == bits[0]).all()
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_model(model: Model, stock: Arm, fused: Arm) -> None:
+    (expected,), (out,) = stock.outputs[model.name], fused.outputs[model.name]
+    error = llama_reference.relative_error(out, expected)
+    assert error <= model.case.tolerance
+    # And no farther from the truth than stock XLA is.
+    reference = llama_reference.reference_logits(model.config)
+    errors = [llama_reference.relative_error(logits, reference) for logits in (out, expected)]
+    assert errors[0] <= 1.1 * errors[1] + 1e-6
+
+
+# ---------------------------------------------------------------------------
+# One arm
+
+
+def compute(directory: Path) -> None:
+    """Runs all cases and writes outputs.npz and index.json."""
+    outputs: dict[str, np.ndarray] = {}
+    index: dict[str, dict] = {}
+    seen: set[str] = set()
+    for case in [*CASES, *(model.case for model in MODELS)]:
+        results = [np.asarray(out).astype(np.float32) for out in jax.device_get(case.run())]
+        outputs |= {f"{case.name}/{i}": out for i, out in enumerate(results)}
+        reports = {path.name for path in directory.glob("*.report.json")} - seen
+        seen |= reports
+        index[case.name] = {"outputs": len(results), "reports": sorted(reports)}
+    np.savez(directory / "outputs.npz", **outputs)
+    (directory / "index.json").write_text(json.dumps(index))
+
+
+if __name__ == "__main__":
+    compute(Path(sys.argv[1]))
