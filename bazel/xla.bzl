@@ -55,6 +55,7 @@ cc_library(
 cc_library(
     name = "all",
     srcs = [":libraries"],
+    linkstatic = True,
     deps = [":headers"],
 )
 

@@ -257,11 +257,11 @@ struct RankBuffers {
   GuardedBuffer x, bias, residual, gain, sum, norm;
 };
 
-// Relative half step of a type.
+// Half a step of a type, relative to the smallest number of a binade.
 double HalfStep(DType dtype) {
   return dtype == DType::kF32    ? 0x1p-24
-         : dtype == DType::kBf16 ? 0x1p-9
-                                 : 0x1p-12;
+         : dtype == DType::kBf16 ? 0x1p-8
+                                 : 0x1p-11;
 }
 
 double SmallestStep(DType dtype) {
@@ -549,7 +549,8 @@ void TestCalls(const Options& options, Report& report) {
           call.delayed = random() % 3 == 0;
           call.in_place = call.epilogue.emit_sum && random() % 3 == 0 &&
                           std::strchr(kind.addends, 'r') != nullptr;
-          for (Addend& addend : call.epilogue.addends) {
+          for (int a = 0; a < call.epilogue.num_addends; ++a) {
+            const Addend& addend = call.epilogue.addends[a];
             if (call.in_place && addend.per_row) {
               call.epilogue.sum_dtype = addend.dtype;
             }

@@ -112,7 +112,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as directory:
             demo(Path(directory))
     except DemoError as error:
-        print(f"FAIL: {error}")
+        print(f"{error}\nFAIL")
         return 1
     print("PASS")
     return 0

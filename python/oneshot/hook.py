@@ -14,13 +14,14 @@ off:
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
 from oneshot import config as config_lib
+from oneshot import log
+from oneshot.log import logger
 from oneshot.version import __version__
 
 TARGET = "oneshot_all_reduce"
@@ -29,7 +30,6 @@ TARGET = "oneshot_all_reduce"
 _COMMAND_BUFFER_COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
 _PRE_SCHEDULER = 0
 
-logger = logging.getLogger("oneshot")
 _lock = threading.Lock()
 _enabled = False
 
@@ -56,10 +56,12 @@ def enable(config: config_lib.Config) -> None:
     with _lock:
         if _enabled:
             return
-        _set_log_level(config.log_level)
+        log.show(config.log_level)
         try:
             _register(config)
-        except (AttributeError, ImportError, OSError) as error:
+        except OSError as error:
+            raise UnavailableError(f"a library can't be loaded: {error}") from error
+        except (AttributeError, ImportError) as error:
             import jax
 
             raise UnavailableError(
@@ -67,16 +69,6 @@ def enable(config: config_lib.Config) -> None:
                 f"Oneshot {__version__} knows: {error}"
             ) from error
         _enabled = True
-
-
-def _set_log_level(level: int) -> None:
-    """Shows Oneshot's messages from `level` on, whatever the program does with logging."""
-    logger.setLevel(level)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("oneshot: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
 
 
 def _register(config: config_lib.Config) -> None:
@@ -105,13 +97,13 @@ def _register(config: config_lib.Config) -> None:
         config.log_level // 10 - 1,
     )
 
+    _register_handlers(
+        jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"], platform="cpu"
+    )
     # A program that is compiled with the pass is another one than without it.
     suffix = f"oneshot/{__version__}/{_fingerprint()}"
     cache_key.custom_hook = lambda: previous_key() + suffix
 
-    _register_handlers(
-        jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"], platform="cpu"
-    )
     register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook))
     logger.info("on for cpu")
 

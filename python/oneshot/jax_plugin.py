@@ -9,6 +9,8 @@ def initialize() -> None:
     import logging
     import os
 
+    from oneshot import log
+
     if not any(name.startswith("ONESHOT") for name in os.environ):
         return
     try:
@@ -18,4 +20,5 @@ def initialize() -> None:
 
             hook.enable(config)
     except Exception as error:
-        logging.getLogger("oneshot").error("oneshot: off, all stays with stock XLA: %s", error)
+        log.show(logging.WARNING)
+        log.logger.error("off, all stays with stock XLA: %s", error)
