@@ -2,10 +2,10 @@
 """@cuda, and a rule that compiles CUDA sources with nvcc.
 
 nvcc is looked for on PATH, in CUDA_HOME and among NVIDIA's wheels, which
-`make setup` installs when there is no other.
+`make setup` installs when there is no other that is new enough.
 """
 
-load(":workspace.bzl", "run", "workspace_path")
+load(":workspace.bzl", "workspace_path")
 
 _BUILD = """
 package(default_visibility = ["//visibility:public"])
@@ -32,13 +32,20 @@ cc_library(
 )
 """
 
+def _usable(repository_ctx, nvcc):
+    """Whether a path is an nvcc that knows all of _ARCHITECTURES (CUDA 12.8)."""
+    if not nvcc.exists:
+        return False
+    listed = repository_ctx.execute([nvcc, "--list-gpu-arch"]).stdout
+    return "compute_100" in listed
+
 def _cuda_root(repository_ctx):
     """Returns the toolkit's root directory as a string."""
+    home = repository_ctx.os.environ.get("CUDA_HOME", "")
     nvcc = repository_ctx.which("nvcc")
-    home = repository_ctx.os.environ.get("CUDA_HOME")
-    if nvcc == None and home:
+    if nvcc == None or not _usable(repository_ctx, nvcc):
         nvcc = repository_ctx.path(home + "/bin/nvcc")
-    if nvcc == None or not nvcc.exists:
+    if not _usable(repository_ctx, nvcc):
         nvcc = workspace_path(repository_ctx, ".deps/cuda/nvidia/cu13/bin/nvcc")
 
     # nvcc may be a script or a link; it knows itself where it lives.

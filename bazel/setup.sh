@@ -10,13 +10,14 @@ source bazel/versions.sh
 say() { echo "setup: $*" >&2; }
 stop() { say "$*"; exit 1; }
 
-# Runs `step NAME WANTED COMMAND...` unless it has been done for this WANTED.
+# Runs `step DIRECTORY WANTED COMMAND...`, which makes the directory, unless it
+# holds what is WANTED. The note of that is in the directory itself, so that
+# nothing believes in one that has been removed.
 step() {
-  local stamp=.deps/stamps/$1 wanted=$2
+  local stamp=$1/.setup wanted=$2
   shift 2
   [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
   "$@"
-  mkdir -p .deps/stamps
   echo "$wanted" >"$stamp"
 }
 
@@ -39,10 +40,11 @@ find_python() {
 }
 
 debian_packages() {
-  local missing=() package
+  local installed missing=() package
+  installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${DEBIAN_PACKAGES[@]}" \
+    2>/dev/null || true)
   for package in "${DEBIAN_PACKAGES[@]}"; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
-      missing+=("$package")
+    grep -qx "$package installed" <<<"$installed" || missing+=("$package")
   done
   ((${#missing[@]})) || return 0
   local sudo=()
@@ -63,8 +65,9 @@ venv() {
   local python
   python=$(find_python)
   say "making .venv with $("$python" -V) and ${#VENV_PACKAGES[@]} packages"
-  need_disk 2
-  [[ -x .venv/bin/python ]] || "$python" -m venv .venv
+  need_disk 4 # in all
+  rm -rf .venv
+  "$python" -m venv .venv
   .venv/bin/python -m pip install -q --disable-pip-version-check "${VENV_PACKAGES[@]}" ||
     stop "pip could not install the packages of bazel/versions.sh"
 }
@@ -84,10 +87,12 @@ xla() {
     'tensorflow/include/*' 'tensorflow/libtensorflow_*.so.2'
 }
 
+# The same question as in cuda.bzl: is it there, and from CUDA 12.8 on?
+usable_nvcc() { [[ $("$1" --list-gpu-arch 2>/dev/null) == *compute_100* ]]; }
+
 cuda() {
-  command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/nonexistent}/bin/nvcc ]] && return
-  say "no nvcc on PATH or in CUDA_HOME: fetching ${CUDA_PACKAGES[0]}"
-  need_disk 2
+  say "no nvcc of CUDA 12.8 or later on PATH or in CUDA_HOME: fetching ${CUDA_PACKAGES[0]}"
+  need_disk 1
   rm -rf .deps/cuda
   .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
     --only-binary=:all: --target .deps/cuda "${CUDA_PACKAGES[@]}" ||
@@ -96,7 +101,10 @@ cuda() {
 
 [[ $(uname -sm) == "Linux x86_64" ]] || stop "needs Linux on x86-64, this is $(uname -sm)"
 command -v dpkg-query >/dev/null || stop "needs Debian or a system like it (dpkg, apt)"
-step debian "${DEBIAN_PACKAGES[*]}" debian_packages
-step venv "${VENV_PACKAGES[*]}" venv
-step xla "$XLA_PACKAGE" xla
-step cuda "${CUDA_PACKAGES[*]} $(command -v nvcc || true) ${CUDA_HOME:-}" cuda
+debian_packages
+[[ -x .venv/bin/python ]] || rm -rf .venv
+# An environment holds its own path: in a copy of the tree it is useless.
+step .venv "$PWD ${VENV_PACKAGES[*]}" venv
+step .deps/xla "$XLA_PACKAGE" xla
+usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
+  step .deps/cuda "${CUDA_PACKAGES[*]}" cuda

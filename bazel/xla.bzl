@@ -49,6 +49,8 @@ _INCLUDES = [
 cc_library(
     name = "headers",
     hdrs = _HEADERS,
+    # As the libraries were compiled: some structures depend on it.
+    defines = ["NDEBUG"],
     includes = _INCLUDES,
 )
 

@@ -28,7 +28,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 2
     else:
         sys.argv = [program, *rest]
-        sys.path[0] = str(Path(program).absolute().parent)
+        sys.path[0] = str(Path(program).resolve().parent)
         runpy.run_path(program, run_name="__main__")
     return 0
 

@@ -70,11 +70,11 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
       The configuration that they describe.
 
     Raises:
-      ConfigError: a variable that starts with ONESHOT is unknown, or has a bad value. The message
+      ConfigError: a variable that starts with ONESHOT_ is unknown, or has a bad value. The message
         lists what is valid.
     """
     unknown = sorted(
-        name for name in environ if name.startswith("ONESHOT") and name not in VARIABLES
+        name for name in environ if name.startswith("ONESHOT_") and name not in VARIABLES
     )
     if unknown:
         valid = "\n".join(f"  {name}: {meaning}" for name, meaning in VARIABLES.items())

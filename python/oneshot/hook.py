@@ -80,6 +80,7 @@ def _register(config: config_lib.Config) -> None:
     register_plugin_callbacks = xla_bridge.register_plugin_callbacks
     register_cpu = jaxlib._xla.register_xla_transform
     previous_key = cache_key.custom_hook
+    _processes()  # If this name is gone, it has to fail here, not inside a compilation.
 
     xla_dir = config_lib.find_xla(config)
     if xla_dir is None:
@@ -100,9 +101,14 @@ def _register(config: config_lib.Config) -> None:
     _register_handlers(
         jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"], platform="cpu"
     )
-    # A program that is compiled with the pass is another one than without it.
+    # A program that is compiled with the pass is another one than without it: also if, with the
+    # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
+    # the key is made when JAX asks for it.
+    platforms = ["cpu"]
     suffix = f"oneshot/{__version__}/{_fingerprint()}"
-    cache_key.custom_hook = lambda: previous_key() + suffix
+    cache_key.custom_hook = lambda: "/".join(
+        [previous_key(), suffix, str(_processes()), *platforms]
+    )
 
     register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook))
     logger.info("on for cpu")
@@ -110,10 +116,16 @@ def _register(config: config_lib.Config) -> None:
     def on_plugin(c_api: Any) -> None:
         # JAX does not guard its callbacks: nothing may leave this one.
         try:
-            if _is_cuda(jaxlib._jax, c_api):
-                _register_cuda(jax, hook, c_api)
+            if not _is_cuda(jaxlib._jax, c_api):
+                return
+            reason = _register_cuda(jax, hook, c_api)
         except Exception as error:
-            logger.warning("off for cuda, it stays with stock XLA: %s", error)
+            reason = str(error)
+        if reason is None:
+            platforms.append("cuda")
+            logger.info("on for cuda")
+        else:
+            logger.warning("off for cuda, it stays with stock XLA: %s", reason)
 
     register_plugin_callbacks(on_plugin)
 
@@ -145,8 +157,18 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 def _transform(hook: ctypes.CDLL, module: bytes) -> bytes | None:
     """Runs the pass on a serialized module for CPU. ctypes releases the GIL meanwhile."""
+    # The handler lets ranks meet in memory: those of another process would never come. Asked here,
+    # as jax.distributed may be initialized after Oneshot.
+    if _processes() > 1:
+        _warn_once("off for cpu, it stays with stock XLA: more than one process")
+        return None
     out = ctypes.c_void_p()
     size = ctypes.c_size_t()
     if not hook.oneshot_hook_transform(
@@ -185,31 +207,32 @@ def _is_cuda(jaxlib_jax: Any, c_api: Any) -> bool:
     )
 
 
-def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> None:
-    reason = _why_not_cuda()
-    if reason is None:
-        _register_handlers(
-            jax,
-            "liboneshot_cuda.so",
-            "OneshotGpu",
-            ["Instantiate", "Prepare", "Initialize", "Execute"],
-            platform="CUDA",
-            traits=_COMMAND_BUFFER_COMPATIBLE,
-        )
-        error = hook.oneshot_hook_register(_pjrt_api(c_api))
-        reason = error.decode() if error else None
-    if reason is None:
-        logger.info("on for cuda")
-    else:
-        logger.warning("off for cuda, it stays with stock XLA: %s", reason)
+def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> str | None:
+    """Returns None if it is on, else why not."""
+    if reason := _why_not_cuda():
+        return reason
+    _register_handlers(
+        jax,
+        "liboneshot_cuda.so",
+        "OneshotGpu",
+        ["Instantiate", "Prepare", "Initialize", "Execute"],
+        platform="CUDA",
+        traits=_COMMAND_BUFFER_COMPATIBLE,
+    )
+    error = hook.oneshot_hook_register(_pjrt_api(c_api))
+    return error.decode() if error else None
+
+
+def _processes() -> int:
+    """Returns how many processes jax.distributed runs; before it is initialized, 1."""
+    from jax._src import distributed
+
+    return getattr(distributed.global_state, "num_processes", None) or 1
 
 
 def _why_not_cuda() -> str | None:
-    from jax._src import distributed
-
-    processes = getattr(distributed.global_state, "num_processes", None) or 1
-    if processes > 1:
-        return f"{processes} processes; only one process with all its GPUs is supported yet"
+    if _processes() > 1:
+        return f"{_processes()} processes; only one process with all its GPUs is supported yet"
     # Then XLA may run independent nodes of a CUDA graph at the same time, and with them two calls
     # that share a workspace.
     if "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT" in os.environ.get("XLA_FLAGS", "").upper():

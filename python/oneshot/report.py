@@ -89,16 +89,21 @@ def load(directory: Path | str) -> list[Module]:
         raise FileNotFoundError(f"{directory} is no directory")
     modules = []
     for path in sorted(directory.glob("*.report.json")):
-        data = json.loads(path.read_text())
-        if data.get("schema") != 1:
-            raise ValueError(f"{path}: schema {data.get('schema')} is not 1")
-        modules.append(
-            Module(
-                module=data["module"],
-                platform=data["platform"],
-                declined_module=data["declined_module"],
-                all_reduces=tuple(AllReduce(**site) for site in data["all_reduces"]),
-                path=path,
-            )
-        )
+        try:
+            modules.append(_module(path))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no report: {error}") from error
     return modules
+
+
+def _module(path: Path) -> Module:
+    data = json.loads(path.read_text())
+    if data["schema"] != 1:
+        raise ValueError(f"schema {data['schema']}, not 1")
+    return Module(
+        module=data["module"],
+        platform=data["platform"],
+        declined_module=data["declined_module"],
+        all_reduces=tuple(AllReduce(**site) for site in data["all_reduces"]),
+        path=path,
+    )

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How Oneshot gets into an unmodified program, and how it stays out; each in a fresh process."""
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from oneshot import config, hook
+
+# Prints "fused" or "stock" after what XLA made of it, and fails if the numbers are wrong.
+PROGRAM = """
+import functools, sys
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+def compiled():
+    mesh = jax.sharding.Mesh(jax.devices(), ("a",))
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+    def program(x):
+        return x + lax.psum(x, "a")
+
+    x = np.arange(32, dtype=np.float32).reshape(8, 4)
+    assert np.array_equal(program(x), x + x.sum(axis=0))
+    text = program.lower(x).compile().as_text()
+    assert ("all-reduce(" in text) != ("oneshot_all_reduce" in text)
+    return "stock" if "all-reduce(" in text else "fused"
+
+def libraries():
+    maps = open("/proc/self/maps").read()
+    return [name for name in ("liboneshot_hook", "libtensorflow_cc") if name in maps]
+"""
+SHOW = "print(compiled())"
+NOT_CPU_ONLY = "the GPU of this machine can run Oneshot"
+
+
+class Done:
+    """What a program printed.
+
+    Attributes:
+      code: its exit code.
+      out: lines on stdout.
+      lines: lines on stderr from Oneshot, without the prefix.
+      err: all of stderr.
+    """
+
+    def __init__(self, done: subprocess.CompletedProcess[str]):
+        self.code = done.returncode
+        self.out = done.stdout.splitlines()
+        self.err = done.stderr
+        self.lines = re.findall(r"(?m)^oneshot: (.*)$", done.stderr)
+
+
+def environment(**variables: str | Path) -> dict[str, str]:
+    """The environment with nothing of Oneshot's but where XLA is, and `variables`."""
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "ONESHOT_XLA_DIR" or not name.startswith(("ONESHOT", "JAX_"))
+    }
+    environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    return environ | {name: str(value) for name, value in variables.items()}
+
+
+def run(*arguments: str | Path, **variables: str | Path) -> Done:
+    """Runs Python with these arguments."""
+    command = [sys.executable, *map(str, arguments)]
+    return Done(
+        subprocess.run(
+            command,
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    )
+
+
+def run_code(code: str, **variables: str | Path) -> Done:
+    """Runs `code` after PROGRAM."""
+    done = run("-c", PROGRAM + code, **variables)
+    assert done.code == 0, done.err
+    return done
+
+
+# ---------------------------------------------------------------------------
+# The switch
+
+
+def test_on_loads_xla_for_the_first_all_reduce() -> None:
+    done = run_code(
+        "jax.jit(lambda x: x + 1)(1); print(libraries()); print(compiled()); print(libraries())",
+        ONESHOT="1",
+    )
+    assert done.out == [
+        "['liboneshot_hook']",
+        "fused",
+        "['liboneshot_hook', 'libtensorflow_cc']",
+    ]
+    assert not done.lines
+
+
+@pytest.mark.parametrize("variables", [{}, {"ONESHOT": "0"}], ids=["unset", "0"])
+def test_off_loads_nothing(variables: dict[str, str]) -> None:
+    done = run_code(
+        "print(compiled(), libraries(), 'oneshot.hook' in sys.modules)\n"
+        "from jax._src import cache_key; print(repr(cache_key.custom_hook()))",
+        **variables,
+    )
+    assert done.out == ["stock [] False", "''"]
+    assert not done.lines
+
+
+def test_info_says_once_that_it_is_on() -> None:
+    done = run_code(SHOW, ONESHOT="1", ONESHOT_LOG="info")
+    assert done.out == ["fused"]
+    assert done.lines.count("on for cpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({"ONESHOT": "maybe"}, ["ONESHOT='maybe'", "true", "false"]),
+        ({"ONESHOT": "1", "ONESHOT_DUMP": "x"}, ["ONESHOT_DUMP;", *config.VARIABLES]),
+        ({"ONESHOT_DUMP": "x"}, ["ONESHOT_DUMP;", *config.VARIABLES]),
+    ],
+    ids=["value", "name", "name-and-off"],
+)
+def test_refused_environment_stays_stock_and_says_why(
+    variables: dict[str, str], names: list[str]
+) -> None:
+    done = run_code(SHOW + "; print(libraries())", **variables)
+    assert done.out == ["stock", "[]"]
+    assert len(done.lines) == 1
+    assert done.lines[0].startswith("off, all stays with stock XLA")
+    assert all(name in done.err for name in names)
+
+
+@pytest.mark.parametrize(
+    ("breakage", "reason"),
+    [
+        ("config.find_xla = lambda _: None", "ONESHOT_XLA_DIR"),
+        ("config.LIBRARIES = config.LIBRARIES / 'gone'", "can't be loaded"),
+        (
+            "from jax._src import xla_bridge; del xla_bridge.register_plugin_callbacks",
+            "another interface",
+        ),
+        ("from jax._src import distributed; del distributed.global_state", "another interface"),
+    ],
+    ids=["xla", "library", "jax", "jax-distributed"],
+)
+def test_something_is_missing(breakage: str, reason: str) -> None:
+    done = run_code(
+        f"from oneshot import config\n{breakage}\n{SHOW}\n"
+        "from jax._src import cache_key; print(repr(cache_key.custom_hook()))",
+        ONESHOT="1",
+    )
+    assert done.out == ["stock", "''"]
+    assert len(done.lines) == 1
+    assert done.lines[0].startswith("off, all stays with stock XLA: ")
+    assert reason in done.lines[0]
+
+
+# ---------------------------------------------------------------------------
+# enable()
+
+
+def test_enable_after_the_first_compilation() -> None:
+    done = run_code(
+        "import oneshot\n"
+        "for _ in range(3):\n"
+        "    print(compiled(), oneshot.is_enabled())\n"
+        "    oneshot.enable()\n",
+        ONESHOT="0",
+    )
+    assert done.out == ["stock False", "fused True", "fused True"]
+
+
+def test_enable_makes_no_backend() -> None:
+    done = run_code(
+        "import oneshot; oneshot.enable()\n"
+        "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())\n" + SHOW
+    )
+    assert done.out == ["False", "fused"]
+
+
+def test_enable_from_many_threads_registers_once() -> None:
+    done = run_code(
+        "import oneshot\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    for done in [pool.submit(oneshot.enable) for _ in range(8)]: done.result()\n" + SHOW,
+        ONESHOT_LOG="info",
+    )
+    assert done.out == ["fused"]
+    assert done.lines.count("on for cpu") == 1
+
+
+def test_enable_raises() -> None:
+    done = run_code(
+        "import oneshot, oneshot.config\n"
+        "try: oneshot.enable()\n"
+        "except oneshot.config.ConfigError as error: print(str(error).splitlines()[0])\n" + SHOW,
+        ONESHOT_LOG="loud",
+    )
+    assert done.out[0].startswith("ONESHOT_LOG='loud': must be one of debug, info")
+    assert done.out[1:] == ["stock"]
+
+
+def test_importing_oneshot_does_not_import_jax() -> None:
+    done = run("-c", "import oneshot, sys; print('jax' in sys.modules)", ONESHOT="1")
+    assert done.out == ["False"]
+
+
+# ---------------------------------------------------------------------------
+# JAX's persistent compilation cache
+
+
+def test_cache_keeps_programs_apart(tmp_path: Path) -> None:
+    cache, dump = tmp_path / "cache", tmp_path / "dump"
+    caching = {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "ONESHOT_DUMP_TO": dump,
+    }
+    found = []
+    for switch in "10101":
+        done = run_code(SHOW, ONESHOT=switch, **caching)
+        entries = len(list(cache.glob("jit_program-*-cache")))
+        found.append((*done.out, entries, len(list(dump.glob("*.report.json")))))
+    # One entry for each, and every later run finds its own: no third one, and no second pass.
+    fused, stock = ("fused", 2, 1), ("stock", 2, 1)
+    assert found == [("fused", 1, 1), stock, fused, stock, fused]
+
+
+def test_key_says_what_is_on() -> None:
+    done = run_code(
+        "import oneshot; oneshot.enable()\n"
+        "from jax._src import cache_key, distributed\n"
+        "print(cache_key.custom_hook())\n"
+        "distributed.global_state.num_processes = 2\n"
+        "print(cache_key.custom_hook())\n"
+    )
+    one, two = done.out
+    version = re.escape(importlib.metadata.version("oneshot"))
+    assert re.fullmatch(rf"/oneshot/{version}/[0-9a-f]{{16}}/1/cpu", one)
+    assert two == one.replace("/1/cpu", "/2/cpu")
+
+
+def test_key_keeps_what_others_put_there() -> None:
+    done = run_code(
+        "from jax._src import cache_key\n"
+        "cache_key.custom_hook = lambda: 'theirs'\n"
+        "import oneshot; oneshot.enable()\n"
+        "print(cache_key.custom_hook())\n"
+    )
+    assert done.out[0].startswith("theirs/oneshot/")
+
+
+# ---------------------------------------------------------------------------
+# Several processes, and CUDA
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def killed(processes: list[subprocess.Popen[str]]) -> Iterator[None]:
+    """Leaves no process behind: jax.distributed catches SIGTERM."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("entry", [[], ["-m", "oneshot", "run"]], ids=["ONESHOT", "run"])
+def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "distributed.py"
+    # Where the ranks of a sum are in two processes, a fused one would wait forever.
+    script.write_text(
+        PROGRAM
+        + "from jax.sharding import NamedSharding\n"
+        + "jax.config.update('jax_cpu_collectives_implementation', 'gloo')\n"
+        + "jax.distributed.initialize(f'localhost:{sys.argv[2]}', 2, int(sys.argv[1]))\n"
+        + "mesh = jax.sharding.Mesh(jax.devices(), ('a',))\n"
+        + "f = jax.jit(jax.shard_map(lambda x: lax.psum(x, 'a'), mesh=mesh,"
+        + " in_specs=P('a'), out_specs=P()))\n"
+        + "x = np.arange(8, dtype=np.float32)\n"
+        + "x = jax.make_array_from_callback(x.shape, NamedSharding(mesh, P('a')), lambda i: x[i])\n"
+        + "print(f(x).addressable_data(0)[0])\n"
+    )
+    environ = environment(
+        ONESHOT="1", XLA_FLAGS="--xla_force_host_platform_device_count=4", PYTHONUNBUFFERED="1"
+    )
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *entry, script, str(rank), port],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    with killed(processes):
+        for process in processes:
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            # Gloo prints too.
+            assert "28.0" in out.splitlines()
+            assert err.count("oneshot: off for cpu") == 1
+
+
+def test_cuda_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src import distributed
+
+    monkeypatch.setattr(distributed.global_state, "num_processes", 2)
+    assert "2 processes" in (hook._why_not_cuda() or "")
+
+
+def test_cuda_refuses_concurrent_command_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
+    monkeypatch.setenv("XLA_FLAGS", flag)
+    assert "concurrent command buffers" in (hook._why_not_cuda() or "")
+
+
+def test_cuda_library_loads_without_a_driver() -> None:
+    reason = hook._why_not_cuda()
+    if reason is None:
+        pytest.skip(NOT_CPU_ONLY)
+    assert reason
+
+
+# ---------------------------------------------------------------------------
+# python -m oneshot run
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A program in two files, which prints its arguments."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "beside.py").write_text("HERE = 'beside'\n")
+    path = folder / "script.py"
+    path.write_text(
+        f"{PROGRAM}\nfrom beside import HERE\n"
+        "print(compiled(), HERE, __name__, *sys.argv)\nsys.exit(int(sys.argv[1]))\n"
+    )
+    return path
+
+
+def test_run_script(script: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to(script)
+    for path in (script, link):
+        # Options after the script are the script's.
+        done = run("-m", "oneshot", "run", path, "3", "-m", "--save", ONESHOT="0")
+        assert done.code == 3, done.err
+        assert done.out == [f"fused beside __main__ {path} 3 -m --save"]
+
+
+def test_run_module(script: Path) -> None:
+    path = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])
+    done = run("-m", "oneshot", "run", "-m", "script", "0", "--save", PYTHONPATH=path)
+    assert done.code == 0, done.err
+    assert done.out == [f"fused beside __main__ {script} 0 --save"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["run"], {}, "a script is required"),
+        (["run", "missing.py"], {}, "no such file: missing.py"),
+        (["run", "x.py"], {"ONESHOT_DUMP": "x"}, "unknown variable ONESHOT_DUMP"),
+        (["run", "x.py"], {"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2"),
+        (["jog", "x.py"], {}, "invalid choice"),
+    ],
+)
+def test_run_refuses(arguments: list[str], variables: dict[str, str], message: str) -> None:
+    done = run("-m", "oneshot", *arguments, **variables)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+# ---------------------------------------------------------------------------
+# The environment
+
+
+@pytest.mark.parametrize(
+    ("value", "enabled"),
+    [("1", True), ("true", True), ("ON", True), ("0", False), ("False", False), ("", False)],
+)
+def test_switch(value: str, enabled: bool) -> None:
+    assert config.read({"ONESHOT": value}).enabled is enabled
+
+
+def test_all_variables(tmp_path: Path) -> None:
+    for name in config.XLA_LIBRARIES:
+        (tmp_path / name).touch()
+    dump = tmp_path / "new" / "dump"
+    assert config.read(
+        {
+            "ONESHOT": "1",
+            "ONESHOT_DUMP_TO": str(dump),
+            "ONESHOT_LOG": "debug",
+            "ONESHOT_XLA_DIR": str(tmp_path),
+            "ONESHOTGUN": "somebody else's",
+        }
+    ) == config.Config(enabled=True, dump_to=dump, log_level=10, xla_dir=tmp_path)
+    assert dump.is_dir()
+    assert config.read({}) == config.Config()
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"ONESHOT": "2"}, "ONESHOT='2'.*1, true, on, 0, false, off"),
+        ({"ONESHOT_LOG": "all"}, "ONESHOT_LOG='all'.*debug, info, warning, error"),
+        ({"ONESHOT_DUMP_TO": "/dev/null/x"}, "ONESHOT_DUMP_TO='/dev/null/x'"),
+        ({"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2 and no libtensorflow_cc.so.2"),
+        ({"ONESHOT_A": "1", "ONESHOT_B": "1"}, "unknown variable ONESHOT_A, ONESHOT_B"),
+    ],
+)
+def test_bad_environment(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.read(environ)
+
+
+def test_find_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tensorflow:
+        """An installed distribution."""
+
+        def __init__(self, name: str):
+            if name != "tensorflow":
+                raise importlib.metadata.PackageNotFoundError
+
+        @staticmethod
+        def locate_file(path: str) -> Path:
+            return tmp_path / "site" / path
+
+    monkeypatch.setattr(config.importlib.metadata, "distribution", Tensorflow)
+    monkeypatch.setattr(config, "LIBRARIES", tmp_path / "lib")
+    named = config.Config(xla_dir=tmp_path / "named")
+    assert config.find_xla(named) is None
+    # The last of those that are there wins, from the least to the most specific place.
+    for place in ("site/tensorflow", "lib/xla", "named"):
+        directory = tmp_path / place
+        directory.mkdir(parents=True)
+        for name in config.XLA_LIBRARIES:
+            assert config.find_xla(named) != directory
+            (directory / name).touch()
+        assert config.find_xla(named) == directory

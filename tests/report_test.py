@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ONESHOT_DUMP_TO leaves behind, and what reads it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from oneshot import __main__ as command_line
+from oneshot import report
+
+# A module with one fused all-reduce, one with a fused and a declined one, one with only a declined
+# one, and one without any.
+PROGRAM = """
+import functools
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+mesh = jax.sharding.Mesh(jax.devices(), ("a",))
+shard = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+x = np.ones((8, 4), np.float32)
+
+@jax.jit
+@shard
+def fused(x):
+    return x + lax.psum(x, "a")
+
+@jax.jit
+@shard
+def both(x):
+    return lax.pmax(x + lax.psum(x, "a"), "a") * x
+
+@jax.jit
+@shard
+def declined(x):
+    return lax.pmax(x, "a") * x
+
+for f in (fused, both, declined, jax.jit(lambda x: x + 1)):
+    f(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dump of PROGRAM, in a directory that did not exist."""
+    directory = tmp_path_factory.mktemp("run") / "new" / "dump"
+    environ = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "ONESHOT": "1",
+        "ONESHOT_DUMP_TO": str(directory),
+    }
+    subprocess.run([sys.executable, "-c", PROGRAM], env=environ, check=True, timeout=120)
+    return directory
+
+
+def test_files(dump: Path) -> None:
+    suffixes: dict[str, set[str]] = {}
+    for path in dump.iterdir():
+        _, module, suffix = path.name.split(".", 2)
+        suffixes.setdefault(module, set()).add(suffix)
+    always = {"before.hlo", "report.json", "report.txt"}
+    assert suffixes == {
+        "jit_fused": always | {"after.hlo"},
+        "jit_both": always | {"after.hlo"},
+        "jit_declined": always,
+    }
+
+
+def test_reports(dump: Path) -> None:
+    modules = report.load(dump)
+    assert [module.module for module in modules] == ["jit_fused", "jit_both", "jit_declined"]
+    assert [module.fired for module in modules] == [1, 1, 0]
+    assert {module.platform for module in modules} == {"Host"}
+    assert not any(module.declined_module for module in modules)
+
+    (site,) = modules[0].all_reduces
+    assert site.fired
+    assert not site.reason
+    assert site.epilogue == "residual"
+    assert (site.shape, site.bytes, site.group_size) == ("f32[1,4]", 16, 8)
+    assert site.site.startswith("jit(fused)/")
+    # A `python -c` program has no file, but it has lines.
+    line = PROGRAM.splitlines().index('    return x + lax.psum(x, "a")') + 1
+    assert site.source.endswith(f":{line}")
+
+    declined = [site for module in modules for site in module.all_reduces if not site.fired]
+    assert [site.custom_call for site in declined] == ["", ""]
+    assert all(site.reason for site in declined)
+
+
+def test_hlo(dump: Path) -> None:
+    for module in report.load(dump):
+        before = module.before.read_text()
+        assert before.count(" all-reduce(") == len(module.all_reduces)
+        assert "oneshot_all_reduce" not in before
+        if not module.fired:
+            continue
+        after = module.after.read_text()
+        assert after.count(" all-reduce(") == len(module.all_reduces) - module.fired
+        assert after.count('custom_call_target="oneshot_all_reduce"') == module.fired
+        for site in module.all_reduces:
+            assert not site.fired or f"{site.custom_call} = " in after
+
+
+def test_command_line(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["report", str(dump)]) == 0
+    out = capsys.readouterr().out
+    for module in report.load(dump):
+        assert module.text in out
+        for site in module.all_reduces:
+            assert site.name in module.text
+            assert site.reason in module.text
+    assert out.splitlines()[-1] == "3 modules with all-reduces; 2 of 4 all-reduces fused"
+
+
+def test_empty_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.load(tmp_path) == []
+    assert command_line.main(["report", str(tmp_path)]) == 0
+    assert "0 modules" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", json.dumps({"schema": 2}), json.dumps({"schema": 1, "module": "m"})],
+)
+def test_no_report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "1-0000.m.report.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"m\.report\.json is no report"):
+        report.load(tmp_path)
+    assert command_line.main(["report", str(tmp_path)]) == 2
+    assert path.name in capsys.readouterr().err
+
+
+def test_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["report", str(tmp_path / "missing")]) == 2
+    assert "missing" in capsys.readouterr().err

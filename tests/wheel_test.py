@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wheel: what is in it, that it is reproducible, and that it installs."""
+
+import base64
+import csv
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from oneshot import __version__
+
+PYTHON = Path(__file__).parent.parent / "python"
+LIBRARIES = ("liboneshot_hook.so", "liboneshot_pass.so")
+INFO = f"oneshot-{__version__}.dist-info"
+FILENAME = f"oneshot-{__version__}-py3-none-manylinux_2_34_x86_64.whl"
+# What the entry point is, and whether JAX's way to find it works; without JAX.
+DISCOVER = """
+import importlib, importlib.metadata
+(entry,) = importlib.metadata.entry_points(group="jax_plugins", name="oneshot")
+module = importlib.import_module(entry.value)
+module.initialize()
+print(entry.value, module.__file__)
+"""
+
+
+class Built(NamedTuple):
+    """A wheel, and the same files in a directory."""
+
+    wheel: Path
+    site: Path
+
+
+def build(directory: Path) -> Built:
+    """Builds a wheel of the package, with stand-ins for the libraries."""
+    directory.mkdir(exist_ok=True)
+    libraries = [directory / name for name in LIBRARIES]
+    for library in libraries:
+        library.write_bytes(library.name.encode() * 1000)
+    built = Built(directory / FILENAME, directory / "site")
+    modules = sorted((PYTHON / "oneshot").glob("*.py"))
+    subprocess.run(
+        [
+            *(sys.executable, PYTHON / "build_wheel.py"),
+            *("--wheel", built.wheel, "--site", built.site),
+            *("--modules", *modules, "--libraries", *libraries),
+        ],
+        check=True,
+    )
+    return built
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """One wheel for all tests."""
+    return build(tmp_path_factory.mktemp("first"))
+
+
+def discover(path: Path) -> list[str]:
+    """Finds the entry point with `path` as the only addition to Python's own."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("ONESHOT")}
+    return subprocess.run(
+        [sys.executable, "-c", DISCOVER],
+        env=environ | {"PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+
+def test_reproducible(built: Built, tmp_path: Path) -> None:
+    again = build(tmp_path / "second")
+    assert again.wheel.read_bytes() == built.wheel.read_bytes()
+
+
+def test_record(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        assert wheel.testzip() is None
+        names = wheel.namelist()
+        rows = list(csv.reader(wheel.read(f"{INFO}/RECORD").decode().splitlines()))
+        assert [row[0] for row in rows] == names
+        assert rows[-1] == [f"{INFO}/RECORD", "", ""]
+        for name, digest, size in rows[:-1]:
+            data = wheel.read(name)
+            expected = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
+            assert (digest, size) == (f"sha256={expected.rstrip('=')}", str(len(data)))
+    assert {f"oneshot/lib/{name}" for name in LIBRARIES} < set(names)
+    assert "oneshot/jax_plugin.py" in names
+
+
+def test_site_has_the_same_files(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        inside = {name: wheel.read(name) for name in wheel.namelist()}
+    files = [path for path in built.site.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(built.site)): path.read_bytes() for path in files} == inside
+
+
+def test_metadata(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        metadata = wheel.read(f"{INFO}/METADATA").decode().splitlines()
+        tags = wheel.read(f"{INFO}/WHEEL").decode().splitlines()
+    assert f"Version: {__version__}" in metadata
+    assert "Requires-Python: >=3.12" in metadata
+    assert "Requires-Dist: jax>=0.11.2" in metadata
+    assert "Tag: py3-none-manylinux_2_34_x86_64" in tags
+
+
+def test_site_on_the_path_is_found(built: Built) -> None:
+    value, file = discover(built.site)
+    assert value == "oneshot.jax_plugin"
+    assert Path(file).is_relative_to(built.site)
+
+
+def test_pip_installs_it(built: Built, tmp_path: Path) -> None:
+    command = "-m pip install -q --disable-pip-version-check --no-deps --no-index --target".split()
+    subprocess.run([sys.executable, *command, tmp_path, built.wheel], check=True)
+    for name in LIBRARIES:
+        assert (tmp_path / "oneshot" / "lib" / name).is_file()
+    value, file = discover(tmp_path)
+    assert value == "oneshot.jax_plugin"
+    assert Path(file).is_relative_to(tmp_path)
