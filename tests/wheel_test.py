@@ -116,8 +116,9 @@ def test_site_on_the_path_is_found(built: Built) -> None:
 
 
 def test_pip_installs_it(built: Built, tmp_path: Path) -> None:
-    command = "-m pip install -q --disable-pip-version-check --no-deps --no-index --target".split()
-    subprocess.run([sys.executable, *command, tmp_path, built.wheel], check=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-index", "--target", tmp_path]
+    subprocess.run([*command, *options, built.wheel], check=True)
     for name in LIBRARIES:
         assert (tmp_path / "oneshot" / "lib" / name).is_file()
     value, file = discover(tmp_path)

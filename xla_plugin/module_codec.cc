@@ -47,31 +47,38 @@ std::string Serialized(const google::protobuf::MessageLite& message) {
   return bytes;
 }
 
-// What differs between two modules, computation by computation and instruction
-// by instruction; empty if nothing does. Both are taken apart on the way.
+// What of `a` differs in `b` or is missing there, computation by computation
+// and instruction by instruction; empty if nothing is. Takes both apart.
 //
-// Instructions are compared by id: their order only has to respect their
-// operands, and XLA settles on one of several when it reads a module.
+// Everything is looked up by id: the order of instructions only has to respect
+// their operands, that of computations their callers, and XLA settles on one of
+// several orders when it reads a module.
 std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b) {
-  if (a.computations_size() != b.computations_size()) {
-    return "a computation";
-  }
-  for (int i = 0; i < a.computations_size(); ++i) {
-    xla::HloComputationProto& left = *a.mutable_computations(i);
-    xla::HloComputationProto& right = *b.mutable_computations(i);
-    absl::flat_hash_map<int64_t, const xla::HloInstructionProto*> by_id;
-    for (const xla::HloInstructionProto& hlo : right.instructions()) {
-      by_id[hlo.id()] = &hlo;
+  absl::flat_hash_map<int64_t, xla::HloComputationProto*> computations;
+  absl::flat_hash_map<int64_t, const xla::HloInstructionProto*> instructions;
+  for (xla::HloComputationProto& computation : *b.mutable_computations()) {
+    computations[computation.id()] = &computation;
+    for (const xla::HloInstructionProto& hlo : computation.instructions()) {
+      instructions[hlo.id()] = &hlo;
     }
-    if (by_id.size() != static_cast<size_t>(left.instructions_size()))
+  }
+  for (xla::HloComputationProto& left : *a.mutable_computations()) {
+    const auto right = computations.find(left.id());
+    if (right == computations.end() ||
+        left.instructions_size() != right->second->instructions_size()) {
       return left.name();
+    }
     for (const xla::HloInstructionProto& hlo : left.instructions()) {
-      const auto it = by_id.find(hlo.id());
-      if (it == by_id.end() || Serialized(hlo) != Serialized(*it->second)) {
+      const auto it = instructions.find(hlo.id());
+      if (it == instructions.end() ||
+          Serialized(hlo) != Serialized(*it->second)) {
         return hlo.name();
       }
     }
     left.clear_instructions();
+  }
+  for (xla::HloComputationProto& left : *a.mutable_computations()) {
+    xla::HloComputationProto& right = *computations[left.id()];
     right.clear_instructions();
     if (Serialized(left) != Serialized(right)) return left.name();
   }

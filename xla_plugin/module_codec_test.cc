@@ -88,6 +88,30 @@ TEST(ModuleCodecTest, CarriesUnknownFieldsOfInstructionsThatStay) {
   EXPECT_EQ(fields.field(0).length_delimited(), "TOTAL");
 }
 
+TEST(ModuleCodecTest, OrderMayDiffer) {
+  // Any order in which operands and callees come first is the same module.
+  xla::HloModuleProto proto = Proto(R"(HloModule m
+    add { a = f32[] parameter(0)
+          b = f32[] parameter(1)
+          ROOT s = f32[] add(a, b) }
+    max { c = f32[] parameter(0)
+          d = f32[] parameter(1)
+          ROOT t = f32[] maximum(c, d) }
+    ENTRY e {
+      x = f32[4] parameter(0)
+      zero = f32[] constant(0)
+      one = f32[] constant(1)
+      l = f32[] reduce(x, zero), dimensions={0}, to_apply=add
+      r = f32[] reduce(x, one), dimensions={0}, to_apply=max
+      ROOT t = (f32[], f32[]) tuple(l, r)
+    })");
+  proto.mutable_computations()->SwapElements(0, 1);
+  Find(proto, "zero")->Swap(Find(proto, "one"));
+  Find(proto, "l")->Swap(Find(proto, "r"));
+  const auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+  EXPECT_TRUE(decoded.ok()) << decoded.status();
+}
+
 TEST(ModuleCodecTest, RefusesUnknownFieldsElsewhere) {
   for (int where = 0; where < 3; ++where) {
     xla::HloModuleProto proto = Proto();
