@@ -74,6 +74,8 @@ class Log:
     def run(self, command: list[str], environ: dict[str, str] | None = None) -> tuple[int, str]:
         """Runs a command; returns its exit code and what it printed, which is also written."""
         shown = " ".join([*(f"{k}={v!r}" for k, v in (environ or {}).items()), *command])
+        # What anybody could run, not where this machine keeps it.
+        shown = shown.replace(sys.executable, "python").replace(f"{MODELS.parent.parent}/", "")
         self.write(f"$ {shown}")
         done = subprocess.run(
             command,
