@@ -9,7 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <tuple>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -61,7 +61,9 @@ std::optional<Seat> FindSeat(const CallAttributes& attributes, int64_t id) {
   return std::nullopt;
 }
 
-void Conclude(const std::string& site, Meeting& meeting) {
+// Computes the results of all ranks and lets them go on; `last` is the position
+// of the rank that arrived last, on whose thread this runs.
+void Conclude(const std::string& site, Meeting& meeting, size_t last) {
   const BoundCall& first = meeting.ranks.front()->call;
   std::vector<Buffers> buffers;
   ffi::Error error;
@@ -80,13 +82,23 @@ void Conclude(const std::string& site, Meeting& meeting) {
   if (error.success()) {
     AllReduceOnHost(first.epilogue, first.rows, first.hidden, buffers);
   }
-  for (auto& rank : meeting.ranks) {
+  const auto release = [error](ffi::Promise done) {
     if (error.success()) {
-      rank->done.SetAvailable();
+      done.SetAvailable();
     } else {
-      rank->done.SetError(error);
+      done.SetError(error);
     }
+  };
+  // XLA goes on with the rest of a rank's program inside its release, and that
+  // may block: in a collective of XLA's own it waits for the ranks that would
+  // be released next. So each goes on in a thread of its own, for which XLA's
+  // pool may be too small.
+  for (size_t i = 0; i < meeting.ranks.size(); ++i) {
+    if (i == last) continue;
+    std::thread(release, std::move(meeting.ranks[i]->done)).detach();
   }
+  // This rank's future has not been returned yet: nothing waits for it.
+  release(std::move(meeting.ranks[last]->done));
 }
 
 ffi::Future Failed(ffi::Error error) {
@@ -152,7 +164,7 @@ ffi::Future Execute(HostCall* state, ffi::RunId run,
     complete = std::move(meeting);
     state->meetings.erase(key);
   }
-  Conclude(attributes.site, complete);
+  Conclude(attributes.site, complete, seat->position);
   return future;
 }
 

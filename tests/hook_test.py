@@ -124,10 +124,11 @@ def test_off_loads_nothing(variables: dict[str, str]) -> None:
     assert not done.lines
 
 
-def test_info_says_once_that_it_is_on() -> None:
+def test_info_says_once_that_it_is_on_and_what_fired() -> None:
     done = run_code(SHOW, ONESHOT="1", ONESHOT_LOG="info")
     assert done.out == ["fused"]
     assert done.lines.count("on for cpu") == 1
+    assert "jit_program: 1 of 1 all-reduces fused" in done.lines
 
 
 @pytest.mark.parametrize(
@@ -136,8 +137,11 @@ def test_info_says_once_that_it_is_on() -> None:
         ({"ONESHOT": "maybe"}, ["ONESHOT='maybe'", "true", "false"]),
         ({"ONESHOT": "1", "ONESHOT_DUMP": "x"}, ["ONESHOT_DUMP;", *config.VARIABLES]),
         ({"ONESHOT_DUMP": "x"}, ["ONESHOT_DUMP;", *config.VARIABLES]),
+        ({"ONESHOT": "1", "ONESHOT_LOG": "loud"}, ["ONESHOT_LOG='loud'", "debug", "error"]),
+        ({"ONESHOT": "1", "ONESHOT_DUMP_TO": "/dev/null/x"}, ["'/dev/null/x'"]),
+        ({"ONESHOT": "1", "ONESHOT_XLA_DIR": "/"}, ["'/'", *config.XLA_LIBRARIES]),
     ],
-    ids=["value", "name", "name-and-off"],
+    ids=["value", "name", "name-and-off", "log", "dump", "xla"],
 )
 def test_refused_environment_stays_stock_and_says_why(
     variables: dict[str, str], names: list[str]
@@ -188,6 +192,21 @@ def test_enable_after_the_first_compilation() -> None:
     assert done.out == ["stock False", "fused True", "fused True"]
 
 
+def test_enable_compiles_a_function_again() -> None:
+    done = run_code(
+        "import oneshot\n"
+        "mesh = jax.sharding.Mesh(jax.devices(), ('a',))\n"
+        "f = jax.jit(jax.shard_map(lambda x: x + lax.psum(x, 'a'),\n"
+        "    mesh=mesh, in_specs=P('a'), out_specs=P('a')))\n"
+        "x = np.arange(8, dtype=np.float32)\n"
+        "for _ in range(3):\n"
+        "    assert np.array_equal(f(x), x + 28)\n"
+        "    oneshot.enable()\n",
+        ONESHOT_LOG="info",
+    )
+    assert done.lines == ["on for cpu", "jit__lambda: 1 of 1 all-reduces fused"]
+
+
 def test_enable_makes_no_backend() -> None:
     done = run_code(
         "import oneshot; oneshot.enable()\n"
@@ -206,6 +225,29 @@ def test_enable_from_many_threads_registers_once() -> None:
     )
     assert done.out == ["fused"]
     assert done.lines.count("on for cpu") == 1
+
+
+def test_threads_compile_at_once() -> None:
+    # All of them meet where XLA is loaded.
+    done = run_code(
+        "import threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "mesh = jax.sharding.Mesh(jax.devices(), ('a',))\n"
+        "start = threading.Barrier(4)\n"
+        "x = np.arange(8, dtype=np.float32)\n"
+        "def make(factor):\n"
+        "    f = jax.jit(jax.shard_map(lambda x: factor * x + lax.psum(x, 'a'),\n"
+        "        mesh=mesh, in_specs=P('a'), out_specs=P('a'))).lower(x)\n"
+        "    start.wait()\n"
+        "    return f.compile()\n"
+        "with ThreadPoolExecutor(4) as pool: programs = list(pool.map(make, range(4)))\n"
+        "for factor, f in enumerate(programs):\n"
+        "    assert np.array_equal(f(x), factor * x + 28)\n"
+        "    print('oneshot_all_reduce' in f.as_text())\n",
+        ONESHOT="1",
+    )
+    assert done.out == ["True"] * 4
+    assert not done.lines
 
 
 def test_enable_raises() -> None:
@@ -228,7 +270,8 @@ def test_importing_oneshot_does_not_import_jax() -> None:
 # JAX's persistent compilation cache
 
 
-def test_cache_keeps_programs_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("switches", ["1010", "0110"])
+def test_cache_keeps_programs_apart(switches: str, tmp_path: Path) -> None:
     cache, dump = tmp_path / "cache", tmp_path / "dump"
     caching = {
         "JAX_COMPILATION_CACHE_DIR": cache,
@@ -236,14 +279,21 @@ def test_cache_keeps_programs_apart(tmp_path: Path) -> None:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "ONESHOT_DUMP_TO": dump,
     }
-    found = []
-    for switch in "10101":
+
+    def entries_and_passes() -> tuple[int, int]:
+        entries = cache.glob("jit_program-*-cache")
+        return len(list(entries)), len(list(dump.glob("*.report.json")))
+
+    for count, switch in enumerate(switches, 1):
         done = run_code(SHOW, ONESHOT=switch, **caching)
-        entries = len(list(cache.glob("jit_program-*-cache")))
-        found.append((*done.out, entries, len(list(dump.glob("*.report.json")))))
-    # One entry for each, and every later run finds its own: no third one, and no second pass.
-    fused, stock = ("fused", 2, 1), ("stock", 2, 1)
-    assert found == [("fused", 1, 1), stock, fused, stock, fused]
+        assert done.out == ["fused" if switch == "1" else "stock"]
+        # One entry for each, and every later run finds its own: no third one, and no second pass.
+        before = switches[:count]
+        assert entries_and_passes() == (len(set(before)), int("1" in before))
+
+    other = "import oneshot.version; oneshot.version.__version__ += '.1'\n"
+    assert run_code(other + SHOW, ONESHOT="1", **caching).out == ["fused"]
+    assert entries_and_passes() == (3, 2)
 
 
 def test_key_says_what_is_on() -> None:

@@ -11,6 +11,10 @@ import pytest
 from oneshot import __main__ as command_line
 from oneshot import report
 
+# On CPU XLA fuses before a pass can look at the module.
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_disable_hlo_passes=fusion,fusion-wrapper"
+)
 # A module with one fused all-reduce, one with a fused and a declined one, one with only a declined
 # one, and one without any.
 PROGRAM = """
@@ -44,19 +48,22 @@ for f in (fused, both, declined, jax.jit(lambda x: x + 1)):
 """
 
 
+def run(program: str, directory: Path) -> None:
+    """Runs a program on eight emulated devices that dumps to `directory`."""
+    environ = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": XLA_FLAGS,
+        "ONESHOT": "1",
+        "ONESHOT_DUMP_TO": str(directory),
+    }
+    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dump of PROGRAM, in a directory that did not exist."""
     directory = tmp_path_factory.mktemp("run") / "new" / "dump"
-    environ = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # On CPU XLA fuses before a pass can look at the module.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_disable_hlo_passes=fusion,fusion-wrapper",
-        "ONESHOT": "1",
-        "ONESHOT_DUMP_TO": str(directory),
-    }
-    subprocess.run([sys.executable, "-c", PROGRAM], env=environ, check=True, timeout=120)
+    run(PROGRAM, directory)
     return directory
 
 
@@ -107,6 +114,28 @@ def test_hlo(dump: Path) -> None:
         assert after.count('custom_call_target="oneshot_all_reduce"') == module.fired
         for site in module.all_reduces:
             assert not site.fired or f"{site.custom_call} = " in after
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    names = ["a/b", "../up", "..", "c:\\d", "'quo\"te'", "new\nline", "$(x) *", "ü€"]
+    functions = f"""
+for name in {names}:
+    def f(x):
+        return x + lax.psum(x, "a")
+    f.__name__ = name
+    jax.jit(shard(f))(x)
+"""
+    directory = tmp_path / "run" / "du mp"
+    run(PROGRAM.partition("@jax.jit")[0] + functions, directory)
+    modules = report.load(directory)
+    sites = [module.all_reduces[0].site.split("/shard_map")[0] for module in modules]
+    assert sites == [f"jit({name})" for name in names]
+    assert all(module.before.is_file() and module.after.is_file() for module in modules)
+    assert all(module.text.startswith(f"{module.module} (Host)") for module in modules)
+    # Nothing has left the directory.
+    assert list(tmp_path.iterdir()) == [directory.parent]
+    assert list(directory.parent.iterdir()) == [directory]
+    assert len(list(directory.iterdir())) == 4 * len(names)
 
 
 def test_command_line(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,10 @@
 import base64
 import csv
 import hashlib
+import importlib.metadata
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from oneshot import __version__
+from oneshot import __version__, config
 
 PYTHON = Path(__file__).parent.parent / "python"
 LIBRARIES = ("liboneshot_hook.so", "liboneshot_pass.so")
@@ -26,6 +29,29 @@ module = importlib.import_module(entry.value)
 module.initialize()
 print(entry.value, module.__file__)
 """
+
+
+# What each library of the real package is called for; all else is its own business.
+EXPORTS = {
+    "liboneshot_cuda.so": {
+        "OneshotGpuExecute",
+        "OneshotGpuInitialize",
+        "OneshotGpuInstantiate",
+        "OneshotGpuPrepare",
+        "oneshot_gpu_probe",
+    },
+    "liboneshot_hook.so": {
+        "oneshot_hook_configure",
+        "oneshot_hook_free",
+        "oneshot_hook_register",
+        "oneshot_hook_transform",
+    },
+    "liboneshot_host.so": {"OneshotHostExecute", "OneshotHostInstantiate"},
+    "liboneshot_pass.so": {"OneshotRunPass"},
+}
+needs_binutils = pytest.mark.skipif(
+    not (shutil.which("nm") and shutil.which("readelf")), reason="no binutils"
+)
 
 
 class Built(NamedTuple):
@@ -124,3 +150,50 @@ def test_pip_installs_it(built: Built, tmp_path: Path) -> None:
     value, file = discover(tmp_path)
     assert value == "oneshot.jax_plugin"
     assert Path(file).is_relative_to(tmp_path)
+
+
+# ---------------------------------------------------------------------------
+# The package that the tests run with
+
+
+def library(name: str) -> Path:
+    """Path of a library of the package."""
+    distribution = importlib.metadata.distribution("oneshot")
+    return Path(str(distribution.locate_file(f"oneshot/lib/{name}")))
+
+
+def test_package_is_complete_and_as_recorded() -> None:
+    distribution = importlib.metadata.distribution("oneshot")
+    assert distribution.version == __version__
+    (entry,) = distribution.entry_points.select(group="jax_plugins")
+    assert callable(entry.load().initialize)
+    recorded = distribution.files or []
+    assert {file.name for file in recorded if file.suffix == ".so"} == set(EXPORTS)
+    for file in recorded:
+        data = file.read_binary()
+        if file.name == "RECORD":
+            continue
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
+        assert file.hash
+        assert (file.hash.value, file.size) == (digest.rstrip("="), len(data)), file
+
+
+@needs_binutils
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exports(name: str) -> None:
+    command = ["nm", "--dynamic", "--defined-only", "--format=posix", library(name)]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # Weak ones are what C++ instantiates everywhere.
+    strong = {row[0] for row in map(str.split, symbols.splitlines()) if row[1] not in "VWu"}
+    assert strong == EXPORTS[name]
+
+
+@needs_binutils
+@pytest.mark.parametrize("name", EXPORTS)
+def test_needs_only_the_system_and_xla(name: str) -> None:
+    command = ["readelf", "--dynamic", "--wide", library(name)]
+    dynamic = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
+    system = {"ld-linux-x86-64.so.2", "libc.so.6", "libgcc_s.so.1", "libm.so.6", "libstdc++.so.6"}
+    xla = set(config.XLA_LIBRARIES) if name == "liboneshot_pass.so" else set()
+    assert needed - system == xla
