@@ -191,10 +191,22 @@ absl::StatusOr<HloInstruction*> Rewrite(
   // Profilers name the layer by this.
   call->set_metadata(match.all_reduce->metadata());
 
+  // Without SPMD partitioning, which the module's proto does not tell, XLA
+  // takes an all-reduce with a channel for a side effect and lets a dead one
+  // stand.
+  HloInstruction* outlives_its_users =
+      match.all_reduce->HasSideEffect() &&
+              !absl::c_linear_search(outputs, match.all_reduce)
+          ? match.all_reduce
+          : nullptr;
   // The norm goes first: what only it needed, dies with it, and so the sum is
   // replaced only for readers that remain.
   for (int64_t i = outputs.size() - 1; i >= 0; --i) {
     TF_RETURN_IF_ERROR(ReplaceByElement(outputs[i], call, i));
+  }
+  if (outlives_its_users != nullptr) {
+    TF_RETURN_IF_ERROR(
+        computation->RemoveInstructionAndUnusedOperands(outlives_its_users));
   }
   return call;
 }

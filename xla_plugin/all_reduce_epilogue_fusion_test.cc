@@ -339,6 +339,17 @@ TEST_F(FusionTest, KeepsAScheduleValid) {
   EXPECT_TRUE(module_->schedule().Verify().ok());
 }
 
+TEST_F(FusionTest, RemovesTheAllReduceThatXlaWouldKeep) {
+  // Without SPMD partitioning a channel makes it a side effect.
+  Run(absl::StrCat("HloModule m, replica_count=2", kComputations, R"(
+    ENTRY e {
+      x = f32[4,8] parameter(0)
+      ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+      ROOT h = f32[4,8] add(x, ar)
+    })"));
+  ExpectFused("residual");
+}
+
 // --------------------------------------------------------------------------
 // Bias and residual
 

@@ -28,7 +28,9 @@ constexpr char kModule[] = R"(HloModule m, num_partitions=2
     lt = pred[] compare(i, n), direction=LT
     ar = f32[4,8] all-reduce(x), channel_id=1, replica_groups={{0,1}},
       use_global_device_ids=true, to_apply=add
-    ROOT t = (f32[4,8], pred[]) tuple(ar, lt)
+    res = f32[4,8] parameter(2)
+    h = f32[4,8] add(res, ar)
+    ROOT t = (f32[4,8], pred[]) tuple(h, lt)
   })";
 
 xla::HloModuleProto Proto(absl::string_view text = kModule) {

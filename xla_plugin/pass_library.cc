@@ -29,13 +29,17 @@
 namespace oneshot {
 namespace {
 
-// Writes what happened to one module into the dump directory.
+// Writes what happened to one module into the dump directory. A dump that fails
+// costs the dump, not the rewrite.
 class Dump {
  public:
   Dump(std::string dir, absl::string_view module_name) : dir_(std::move(dir)) {
-    if (dir_.empty()) return;
+    if (!enabled()) return;
     static std::atomic<int> counter = 0;
-    std::string name(module_name);
+    // Names of modules are names of the user's functions: of any length, and
+    // with any character.
+    constexpr size_t kMaxNameLength = 128;
+    std::string name(module_name.substr(0, kMaxNameLength));
     for (char& c : name) {
       if (!absl::ascii_isalnum(c) && c != '_' && c != '-' && c != '.') c = '_';
     }
@@ -44,22 +48,26 @@ class Dump {
 
   bool enabled() const { return !dir_.empty(); }
 
-  absl::Status Write(absl::string_view suffix, absl::string_view text) const {
-    if (!enabled()) return absl::OkStatus();
-    std::error_code error;
-    std::filesystem::create_directories(dir_, error);
+  void Write(absl::string_view suffix, absl::string_view text) {
+    if (!enabled()) return;
+    std::error_code ignored;
+    std::filesystem::create_directories(dir_, ignored);
     const std::string path = absl::StrCat(prefix_, suffix);
     std::ofstream file(path, std::ios::binary);
     file << text;
     file.close();
-    if (file) return absl::OkStatus();
-    return absl::PermissionDeniedError(
-        absl::StrCat("can't write ", path, ": ", std::strerror(errno)));
+    if (!file) {
+      error_ = absl::StrCat("; can't write ", path, ": ", std::strerror(errno));
+    }
   }
+
+  // For the end of a message; empty if all was written.
+  const std::string& error() const { return error_; }
 
  private:
   std::string dir_;
   std::string prefix_;
+  std::string error_;
 };
 
 struct Result {
@@ -95,13 +103,13 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
     report.module = proto.name();
     report.platform = std::string(platform);
     report.declined_module = std::string(decoded.status().message());
-    const Dump dump(std::string(dump_dir), report.module);
-    TF_RETURN_IF_ERROR(dump.Write(".report.json", report.ToJson()));
-    TF_RETURN_IF_ERROR(dump.Write(".report.txt", report.ToText()));
-    return Result{"", Summary(report)};
+    Dump dump(std::string(dump_dir), report.module);
+    dump.Write(".report.json", report.ToJson());
+    dump.Write(".report.txt", report.ToText());
+    return Result{"", Summary(report) + dump.error()};
   }
   xla::HloModule* module = decoded->module();
-  const Dump dump(std::string(dump_dir), module->name());
+  Dump dump(std::string(dump_dir), module->name());
   const std::string before = dump.enabled() ? module->ToString() : "";
 
   AllReduceEpilogueFusion pass(platform == "Host"
@@ -120,10 +128,11 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
     TF_RETURN_IF_ERROR(verifier.Run(module).status());
     TF_ASSIGN_OR_RETURN(result.module, decoded->Encode());
   }
-  TF_RETURN_IF_ERROR(dump.Write(".before.hlo", before));
-  if (changed) TF_RETURN_IF_ERROR(dump.Write(".after.hlo", module->ToString()));
-  TF_RETURN_IF_ERROR(dump.Write(".report.json", pass.report().ToJson()));
-  TF_RETURN_IF_ERROR(dump.Write(".report.txt", pass.report().ToText()));
+  dump.Write(".before.hlo", before);
+  if (changed) dump.Write(".after.hlo", module->ToString());
+  dump.Write(".report.json", pass.report().ToJson());
+  dump.Write(".report.txt", pass.report().ToText());
+  result.message += dump.error();
   return result;
 }
 
