@@ -72,6 +72,14 @@ venv() {
     stop "pip could not install the packages of bazel/versions.sh"
 }
 
+gpu() {
+  say "there is an NVIDIA driver: adding ${GPU_PACKAGES[*]} to .venv"
+  need_disk 8
+  mkdir -p .venv/gpu
+  .venv/bin/python -m pip install -q --disable-pip-version-check "${GPU_PACKAGES[@]}" ||
+    stop "pip could not install ${GPU_PACKAGES[*]}"
+}
+
 # The wheel is the same for every Python: only its C++ is used.
 xla() {
   say "fetching XLA: headers and libraries of $XLA_PACKAGE (270 MB, 1.2 GB unpacked)"
@@ -105,6 +113,7 @@ debian_packages
 [[ -x .venv/bin/python ]] || rm -rf .venv
 # An environment holds its own path: in a copy of the tree it is useless.
 step .venv "$PWD ${VENV_PACKAGES[*]}" venv
+! nvidia-smi -L >/dev/null 2>&1 || step .venv/gpu "${GPU_PACKAGES[*]}" gpu
 step .deps/xla "$XLA_PACKAGE" xla
 usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
   step .deps/cuda "${CUDA_PACKAGES[*]}" cuda

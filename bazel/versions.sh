@@ -17,6 +17,9 @@ VENV_PACKAGES=(
   clang-format==19.1.7
 )
 
+# Into .venv too, on machines with an NVIDIA driver.
+GPU_PACKAGES=("jax[cuda13]==0.11.2")
+
 # XLA: headers and libraries are unpacked into .deps/xla, nothing is installed.
 XLA_PACKAGE=tensorflow-cpu==2.21.0
 

@@ -122,7 +122,10 @@ def kernels(log: Log, binaries: Path) -> None:
 
 def sanitizer(log: Log, binaries: Path) -> None:
     """The kernel under compute-sanitizer."""
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    tool = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if tool is None:
+        log.check("compute-sanitizer is installed", passed=False)
+        return
     for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
         test = [str(binaries / "protocol_test"), "--quick", "--devices", "0,1"]
         code, out = log.run([tool, "--tool", check, "--error-exitcode", "9", *test])
