@@ -7,7 +7,6 @@ runs against a float64 reference. Exits with 0 if something was replaced and the
 """
 
 import difflib
-import os
 import re
 import subprocess
 import sys
@@ -15,15 +14,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from emulation import environment
 from oneshot import report
 
 MODELS = Path(__file__).parent / "models"
 MODEL_FLAGS = ("--tp", "8", "--layers", "2", "--dtype", "bf16")
-# On CPU XLA fuses before a pass can look at the module, and splits large sums; on GPU neither.
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_disable_hlo_passes=fusion,fusion-wrapper,tree_reduction_rewriter"
-)
 # Sums in another order round differently, for better or worse.
 ERROR_RATIO, ERROR_SLACK = 1.1, 1e-6
 
@@ -34,10 +29,10 @@ class DemoError(Exception):
 
 def run(script: str, *flags: str, **variables: str) -> str:
     """Runs a script of the models in a fresh process; returns what it prints."""
-    environ = {k: v for k, v in os.environ.items() if k not in ("ONESHOT", "ONESHOT_DUMP_TO")}
-    environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS} | variables
     command = [sys.executable, str(MODELS / script), *flags, *MODEL_FLAGS]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise DemoError(f"{script} exited with {done.returncode}:\n{done.stderr[-2000:]}")
     sys.stderr.write("".join(re.findall(r"(?m)^oneshot: .*\n", done.stderr)))

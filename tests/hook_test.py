@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from emulation import XLA_FLAGS, environment
 from oneshot import config, hook
 
 # Prints "fused" or "stock" after what XLA made of it, and fails if the numbers are wrong.
@@ -41,10 +42,6 @@ def libraries():
     return [name for name in ("liboneshot_hook", "libtensorflow_cc") if name in maps]
 """
 SHOW = "print(compiled())"
-# On CPU XLA fuses before a pass can look at the module: then only the sum would be replaced.
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_disable_hlo_passes=fusion,fusion-wrapper"
-)
 
 
 class Done:
@@ -62,17 +59,6 @@ class Done:
         self.out = done.stdout.splitlines()
         self.err = done.stderr
         self.lines = re.findall(r"(?m)^oneshot: (.*)$", done.stderr)
-
-
-def environment(**variables: str | Path) -> dict[str, str]:
-    """The environment with nothing of Oneshot's but where XLA is, and `variables`."""
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "ONESHOT_XLA_DIR" or not name.startswith(("ONESHOT", "JAX_"))
-    }
-    environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS}
-    return environ | {name: str(value) for name, value in variables.items()}
 
 
 def run(*arguments: str | Path, **variables: str | Path) -> Done:

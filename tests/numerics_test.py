@@ -8,7 +8,6 @@ writes their outputs and the names of their reports. The tests compare the two.
 import functools
 import itertools
 import json
-import os
 import subprocess
 import sys
 import zlib
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from emulation import environment
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,11 +29,6 @@ sys.path.insert(0, str(Path(__file__).parent / "models"))
 import llama_decode
 import llama_reference
 
-# On CPU XLA fuses before a pass can look at the module, and splits large sums; on GPU neither.
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_disable_hlo_passes=fusion,fusion-wrapper,tree_reduction_rewriter"
-)
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
 EXACT = 0.0
 # What two runs may differ by, relative to the largest element of an output. They round at the same
@@ -384,12 +379,11 @@ class Arm(NamedTuple):
 
 def run_arm(directory: Path, enabled: bool) -> Arm:
     """Runs all cases in a fresh process."""
-    environ = {k: v for k, v in os.environ.items() if k not in ("ONESHOT", "ONESHOT_DUMP_TO")}
-    environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS}
-    if enabled:
-        environ |= {"ONESHOT": "1", "ONESHOT_DUMP_TO": str(directory)}
+    switch = {"ONESHOT": "1", "ONESHOT_DUMP_TO": directory} if enabled else {}
     command = [sys.executable, __file__, str(directory)]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment(**switch), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "oneshot:" not in done.stderr, done.stderr[-4000:]
     index = json.loads((directory / "index.json").read_text())

@@ -2,20 +2,16 @@
 """What ONESHOT_DUMP_TO leaves behind, and what reads it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from emulation import environment
 from oneshot import __main__ as command_line
 from oneshot import report
 
-# On CPU XLA fuses before a pass can look at the module.
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_disable_hlo_passes=fusion,fusion-wrapper"
-)
 # A module with one fused all-reduce, one with a fused and a declined one, one with only a declined
 # one, and one without any.
 PROGRAM = """
@@ -51,12 +47,7 @@ for f in (fused, both, declined, jax.jit(lambda x: x + 1)):
 
 def run(program: str, directory: Path) -> None:
     """Runs a program on eight emulated devices that dumps to `directory`."""
-    environ = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": XLA_FLAGS,
-        "ONESHOT": "1",
-        "ONESHOT_DUMP_TO": str(directory),
-    }
+    environ = environment(ONESHOT="1", ONESHOT_DUMP_TO=directory)
     subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=120)
 
 
