@@ -61,6 +61,11 @@ class Dump {
     }
   }
 
+  void Write(const ModuleReport& report) {
+    Write(".report.json", report.ToJson());
+    Write(".report.txt", report.ToText());
+  }
+
   // For the end of a message; empty if all was written.
   const std::string& error() const { return error_; }
 
@@ -104,8 +109,7 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
     report.platform = std::string(platform);
     report.declined_module = std::string(decoded.status().message());
     Dump dump(std::string(dump_dir), report.module);
-    dump.Write(".report.json", report.ToJson());
-    dump.Write(".report.txt", report.ToText());
+    dump.Write(report);
     return Result{"", Summary(report) + dump.error()};
   }
   xla::HloModule* module = decoded->module();
@@ -130,8 +134,7 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
   }
   dump.Write(".before.hlo", before);
   if (changed) dump.Write(".after.hlo", module->ToString());
-  dump.Write(".report.json", pass.report().ToJson());
-  dump.Write(".report.txt", pass.report().ToText());
+  dump.Write(pass.report());
   result.message += dump.error();
   return result;
 }
