@@ -434,22 +434,12 @@ class CallTester {
     AllReduceOnHost(only_sum, call.rows, call.hidden, host);
 
     if (e.emit_sum) {
-      Bytes first;
-      for (int r = 0; r < ranks_.size(); ++r) {
-        const RankBuffers& b = *buffers_[r];
-        const Bytes got = (call.in_place ? b.residual : b.sum).Fetch();
-        if (got.size() != static_cast<size_t>(n * ByteWidth(e.sum_dtype))) {
-          std::printf("  rank %d: wrote outside of the sum\n", r);
-          return false;
-        }
-        if (r == 0) first = got;
-        if (got != first) {
-          std::printf("  rank %d: sum differs from that of rank 0\n", r);
-          return false;
-        }
-      }
+      const std::optional<Bytes> sum = FetchAlike(
+          "sum", n * ByteWidth(e.sum_dtype),
+          call.in_place ? &RankBuffers::residual : &RankBuffers::sum);
+      if (!sum) return false;
       for (int64_t i = 0; i < n; ++i) {
-        const float got = LoadElement(first.data(), e.sum_dtype, i);
+        const float got = LoadElement(sum->data(), e.sum_dtype, i);
         const float want = RoundTo(e.sum_dtype, h[i]);
         if (!SameNumber(got, want)) {
           std::printf("  sum[%ld]: got %.9g want %.9g\n", i, got, want);
@@ -458,22 +448,31 @@ class CallTester {
       }
     }
     if (e.emit_norm) {
-      Bytes first;
-      for (int r = 0; r < ranks_.size(); ++r) {
-        const Bytes got = buffers_[r]->norm.Fetch();
-        if (got.size() != static_cast<size_t>(n * ByteWidth(e.norm_dtype))) {
-          std::printf("  rank %d: wrote outside of the norm\n", r);
-          return false;
-        }
-        if (r == 0) first = got;
-        if (got != first) {
-          std::printf("  rank %d: norm differs from that of rank 0\n", r);
-          return false;
-        }
-      }
-      if (!NormIsClose(call, h, gain, first)) return false;
+      const std::optional<Bytes> norm =
+          FetchAlike("norm", n * ByteWidth(e.norm_dtype), &RankBuffers::norm);
+      if (!norm || !NormIsClose(call, h, gain, *norm)) return false;
     }
     return true;
+  }
+
+  // A result of `size` bytes; nothing if a rank wrote around it or the ranks
+  // have different bits.
+  std::optional<Bytes> FetchAlike(const char* name, size_t size,
+                                  GuardedBuffer RankBuffers::* buffer) const {
+    Bytes first;
+    for (int r = 0; r < ranks_.size(); ++r) {
+      const Bytes got = ((*buffers_[r]).*buffer).Fetch();
+      if (got.size() != size) {
+        std::printf("  rank %d: wrote outside of the %s\n", r, name);
+        return std::nullopt;
+      }
+      if (r == 0) first = got;
+      if (got != first) {
+        std::printf("  rank %d: %s differs from that of rank 0\n", r, name);
+        return std::nullopt;
+      }
+    }
+    return first;
   }
 
   const VirtualRanks& ranks_;
