@@ -2,9 +2,10 @@
 //
 // Time of one call inside a CUDA graph, without XLA.
 //
-//   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64]
+//   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64] [--tune]
 //
-// One rank per device. A line per case: the median over the samples of the
+// With --tune, every tuning that fits instead of the one in use. One rank per
+// device. A line per case: the median over the samples of the
 // slowest rank's time per call.
 #include <cuda_runtime_api.h>
 
@@ -15,10 +16,12 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/all_reduce_kernel.h"
 #include "cuda/launch_plan.h"
+#include "cuda/nvrtc.h"
 #include "cuda/virtual_ranks.h"
 
 namespace oneshot {
@@ -96,8 +99,90 @@ double Measure(const VirtualRanks& ranks, const Enqueue& enqueue) {
   return samples[samples.size() / 2];
 }
 
+// The programs that are timed. `%a` stands for 1 / hidden.
+struct Case {
+  const char* name;
+  const char* program;
+};
+constexpr Case kCases[] = {
+    {"sum", "x bf16; v0 = sum.bf16; out0 v0 bf16"},
+    {"residual+rms_norm",
+     "x bf16; in0 element bf16; in1 column bf16; v0 = sum.bf16; v1 = in0; "
+     "v2 = add.bf16 v0 v1; v3 = multiply v2 v2; v4 = reduce_sum v3; "
+     "v5 = constant %a; v6 = multiply v4 v5; v7 = constant 0x1p-20; "
+     "v8 = add v6 v7; v9 = rsqrt v8; v10 = multiply.bf16 v2 v9; v11 = in1; "
+     "v12 = multiply.bf16 v10 v11; out0 v2 bf16; out1 v12 bf16"},
+    {"bias+residual+layer_norm",
+     "x bf16; in0 column bf16; in1 element bf16; in2 column bf16; "
+     "in3 column bf16; v0 = sum.bf16; v1 = in0; v2 = add.bf16 v0 v1; "
+     "v3 = in1; v4 = add.bf16 v2 v3; v5 = reduce_sum v4; v6 = constant %a; "
+     "v7 = multiply v5 v6; v8 = subtract v4 v7; v9 = multiply v8 v8; "
+     "v10 = reduce_sum v9; v11 = multiply v10 v6; v12 = constant 0x1p-20; "
+     "v13 = add v11 v12; v14 = rsqrt v13; v15 = multiply v8 v14; v16 = in2; "
+     "v17 = multiply v15 v16; v18 = in3; v19 = add v17 v18; "
+     "v20 = convert.bf16 v19; out0 v4 bf16; out1 v20 bf16"},
+};
+
+EpilogueProgram ProgramOf(const Case& timed, int hidden) {
+  char inverse[32];
+  std::snprintf(inverse, sizeof(inverse), "%a", 1.0 / hidden);
+  std::string text = timed.program;
+  const size_t at = text.find("%a");
+  if (at != std::string::npos) text.replace(at, 2, inverse);
+  EpilogueProgram program;
+  std::string error;
+  if (!FromText(text, &program, &error)) {
+    std::fprintf(stderr, "%s: %s\n", timed.name, error.c_str());
+    std::exit(1);
+  }
+  return program;
+}
+
+// Everything in one piece of memory, zeros.
+struct RankBuffers {
+  void* memory = nullptr;
+  Buffers call;
+};
+
+RankBuffers Allocate(const EpilogueProgram& program, size_t bytes) {
+  RankBuffers buffers;
+  const size_t operands = program.operands.size();
+  const size_t results = program.results.size();
+  const size_t total = (1 + operands + results) * bytes;
+  ONESHOT_CHECK_CUDA(cudaMalloc(&buffers.memory, total));
+  ONESHOT_CHECK_CUDA(cudaMemset(buffers.memory, 0, total));
+  ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
+  char* next = static_cast<char*>(buffers.memory);
+  const auto take = [&] { return std::exchange(next, next + bytes); };
+  buffers.call.x = take();
+  for (size_t o = 0; o < operands; ++o) buffers.call.operands[o] = take();
+  for (size_t r = 0; r < results; ++r) buffers.call.results[r] = take();
+  return buffers;
+}
+
+// The tunings to time: the one that is in use, or all that fit.
+std::vector<std::optional<Tuning>> Tunings(bool all) {
+  if (!all) return {std::nullopt};
+  std::vector<std::optional<Tuning>> tunings;
+  for (const int cluster : {1, 2, 4, 8}) {
+    for (const int threads : {64, 128, 256, 512, 1024}) {
+      for (const int packets : {1, 2, 4}) {
+        tunings.push_back(Tuning{threads, packets, cluster});
+      }
+    }
+  }
+  return tunings;
+}
+
+// Not worth timing: more than twice the threads that a row has work for.
+bool IsWasteful(const LaunchPlan& plan) {
+  const Tuning& tuning = plan.tuning;
+  return int64_t{tuning.threads} * tuning.packets * tuning.cluster >=
+         2 * int64_t{plan.packets_per_row};
+}
+
 void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
-         int hidden) {
+         const std::vector<int>& hiddens, bool tune) {
   const VirtualRanks ranks(static_cast<int>(devices.size()), devices,
                            /*first_epoch=*/0);
   const double nothing = Measure(ranks, [](const VirtualRank& rank) {
@@ -105,55 +190,52 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
     ONESHOT_CHECK_CUDA(cudaGetLastError());
   });
   std::printf("ranks=%d empty kernel: %.2f us\n", ranks.size(), nothing);
-  for (const int rows : row_counts) {
-    const size_t bytes = size_t{2} * rows * hidden;
-    std::vector<Buffers> buffers(ranks.size());
-    std::vector<void*> memory(ranks.size());
-    for (int r = 0; r < ranks.size(); ++r) {
-      ranks[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(cudaMalloc(&memory[r], 5 * bytes));
-      ONESHOT_CHECK_CUDA(cudaMemset(memory[r], 0, 5 * bytes));
-      ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
-      char* data = static_cast<char*>(memory[r]);
-      buffers[r].x = data;
-      buffers[r].addends[0] = data + bytes;
-      buffers[r].gain = data + 2 * bytes;
-      buffers[r].sum = data + 3 * bytes;
-      buffers[r].norm = data + 4 * bytes;
-    }
-    for (const bool fused : {false, true}) {
-      Epilogue epilogue;
-      epilogue.x_dtype = epilogue.sum_round = epilogue.sum_dtype = DType::kBf16;
-      epilogue.emit_sum = true;
-      if (fused) {
-        epilogue.num_addends = 1;
-        epilogue.addends[0].dtype = epilogue.addends[0].round = DType::kBf16;
-        epilogue.emit_norm = epilogue.has_gain = true;
-        epilogue.norm_dtype = epilogue.norm_round = epilogue.gain_dtype =
-            DType::kBf16;
-        epilogue.epsilon = 1e-6f;
-        epilogue.mean_scale = 1.0f / static_cast<float>(hidden);
+  for (const int hidden : hiddens) {
+    for (const int rows : row_counts) {
+      for (const Case& timed : kCases) {
+        const EpilogueProgram program = ProgramOf(timed, hidden);
+        std::vector<RankBuffers> buffers(ranks.size());
+        for (int r = 0; r < ranks.size(); ++r) {
+          ranks[r].MakeCurrent();
+          buffers[r] = Allocate(program, size_t{2} * rows * hidden);
+        }
+        for (const std::optional<Tuning>& tuning : Tunings(tune)) {
+          const DeviceTraits& device = ranks[0].traits;
+          const std::optional<LaunchPlan> plan =
+              tuning ? PlanLaunch(program, rows, hidden, ranks.size(),
+                                  device.limits, *tuning)
+                     : PlanLaunch(program, rows, hidden, ranks.size(),
+                                  device.limits);
+          if (!plan || (tuning && IsWasteful(*plan))) continue;
+          std::string error;
+          const Kernel* kernel = FindOrCompileKernel(
+              program, *plan, ranks.size(), /*wide=*/true, device, &error);
+          if (kernel == nullptr) {
+            std::fprintf(stderr, "%s\n", error.c_str());
+            std::exit(1);
+          }
+          for (int r = 0; r < ranks.size(); ++r) {
+            ranks[r].MakeCurrent();
+            ONESHOT_CHECK_CUDA(LoadKernel(*kernel));
+          }
+          const double time = Measure(ranks, [&](const VirtualRank& rank) {
+            ONESHOT_CHECK_CUDA(LaunchAllReduce(*kernel,
+                                               buffers[rank.view.rank].call,
+                                               rank.view, 0, rank.stream));
+          });
+          std::printf(
+              "ranks=%d [%d,%d] bf16 %s: %.2f us  (%d blocks of %d, %d packets "
+              "a thread, clusters of %d)\n",
+              ranks.size(), rows, hidden, timed.name, time, plan->blocks,
+              plan->tuning.threads, plan->tuning.packets,
+              plan->tuning.cluster);
+          std::fflush(stdout);
+        }
+        for (int r = 0; r < ranks.size(); ++r) {
+          ranks[r].MakeCurrent();
+          ONESHOT_CHECK_CUDA(cudaFree(buffers[r].memory));
+        }
       }
-      const std::optional<LaunchPlan> plan =
-          PlanLaunch(epilogue, rows, hidden, ranks[0].multiprocessors);
-      const char* name = fused ? "add+rms" : "sum";
-      if (!plan) {
-        std::printf("ranks=%d [%d,%d] bf16 %s: too large\n", ranks.size(), rows,
-                    hidden, name);
-        continue;
-      }
-      const double time = Measure(ranks, [&](const VirtualRank& rank) {
-        ONESHOT_CHECK_CUDA(LaunchAllReduce(
-            *plan, epilogue, buffers[rank.view.rank], rank.view, rank.stream));
-      });
-      std::printf("ranks=%d [%d,%d] bf16 %s: %.2f us  (%d blocks of %d)\n",
-                  ranks.size(), rows, hidden, name, time, plan->blocks,
-                  plan->threads);
-      std::fflush(stdout);
-    }
-    for (int r = 0; r < ranks.size(); ++r) {
-      ranks[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(cudaFree(memory[r]));
     }
   }
 }
@@ -164,18 +246,25 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
 int main(int argc, char** argv) {
   setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/1);
   std::vector<int> devices = {0, 1};
-  std::vector<int> rows = {1, 8, 32, 64};
-  int hidden = 8192;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::strcmp(argv[i], "--devices") == 0) {
-      devices = oneshot::ParseList(argv[i + 1]);
-    } else if (std::strcmp(argv[i], "--rows") == 0) {
-      rows = oneshot::ParseList(argv[i + 1]);
-    } else if (std::strcmp(argv[i], "--hidden") == 0) {
-      hidden = std::atoi(argv[i + 1]);
+  std::vector<int> rows = {1, 8, 32, 64, 128};
+  std::vector<int> hidden = {8192};
+  bool tune = false;
+  for (int i = 1; i < argc; ++i) {
+    const bool has_value = i + 1 < argc;
+    if (std::strcmp(argv[i], "--devices") == 0 && has_value) {
+      devices = oneshot::ParseList(argv[++i]);
+    } else if (std::strcmp(argv[i], "--rows") == 0 && has_value) {
+      rows = oneshot::ParseList(argv[++i]);
+    } else if (std::strcmp(argv[i], "--hidden") == 0 && has_value) {
+      hidden = oneshot::ParseList(argv[++i]);
+    } else if (std::strcmp(argv[i], "--nvrtc") == 0 && has_value) {
+      oneshot::SetNvrtcPath(argv[++i]);
+    } else if (std::strcmp(argv[i], "--tune") == 0) {
+      tune = true;
     } else {
       std::fprintf(stderr,
-                   "usage: %s [--devices 0,1] [--rows 1,8] [--hidden N]\n",
+                   "usage: %s [--devices 0,1] [--rows 1,8] [--hidden 8192] "
+                   "[--nvrtc DIR] [--tune]\n",
                    argv[0]);
       return 2;
     }
@@ -184,6 +273,6 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "the devices cannot access each other\n");
     return 2;
   }
-  oneshot::Run(devices, rows, hidden);
+  oneshot::Run(devices, rows, hidden, tune);
   return 0;
 }

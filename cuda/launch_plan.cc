@@ -10,67 +10,119 @@ namespace {
 
 constexpr int kWarp = 32;
 
-// Without a norm there is no reason for large blocks other than the cap on
-// their number: many small ones load and store in parallel.
-constexpr int kSmallBlock = 128;
-
-// A block spins until its peers deliver, so it must never keep a kernel that a
-// peer waits for off the device: at most half of the multiprocessors are used.
-constexpr int kMaxBlocks = 64;
+// What of a multiprocessor the blocks of one call may fill. All of them are
+// then resident at once with up to 128 registers a thread.
+constexpr int kThreadsPerMultiprocessor = 512;
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-}  // namespace
+// Rows and row length as the kernel sees them.
+struct Shape {
+  int64_t rows;
+  int64_t hidden;
+  int64_t packets;  // in a row
+  bool reduces;     // along a row
+};
 
-std::optional<LaunchPlan> PlanLaunch(const Epilogue& epilogue, int64_t rows,
-                                     int64_t hidden, int multiprocessors) {
-  LaunchPlan plan;
-  if (rows == 0) return plan;
-
-  bool rows_matter = epilogue.emit_norm;
-  for (int a = 0; a < epilogue.num_addends; ++a) {
-    rows_matter |= !epilogue.addends[a].per_row;
-  }
-  if (!rows_matter) {  // one long row has no padding between rows
+std::optional<Shape> ShapeOnWire(const EpilogueProgram& program, int64_t rows,
+                                 int64_t hidden, int ranks) {
+  const Analysis analysis = Analyze(program);
+  if (!analysis.needs_rows) {  // one long row has no padding between rows
     hidden *= rows;
     rows = 1;
   }
-
-  const int64_t row_bytes =
-      PaddedRowBytes(hidden * ByteWidth(epilogue.x_dtype));
-  if (row_bytes > kMaxMessageBytes || rows * row_bytes > kMaxMessageBytes) {
+  const int64_t row_bytes = PaddedRowBytes(hidden * ByteWidth(program.x));
+  if (row_bytes > MaxMessageBytes(ranks) ||
+      rows * row_bytes > MaxMessageBytes(ranks) ||
+      (analysis.has_reduction && row_bytes > kMaxRowBytes)) {
     return std::nullopt;
   }
-  const int64_t packets = row_bytes / kPacketBytes;
-  const int64_t cap = std::clamp(multiprocessors / 2, 1, kMaxBlocks);
+  return Shape{rows, hidden, row_bytes / kPacketBytes, analysis.has_reduction};
+}
 
-  int64_t threads;
-  int packets_per_thread = 1;
-  if (epilogue.emit_norm) {
-    // The row is one tile. Its partition depends on its length alone, so that
-    // the sum of squares does not depend on the number of rows or the device.
-    while (packets > int64_t{kMaxThreads} * packets_per_thread) {
-      packets_per_thread *= 2;
-    }
-    if (packets_per_thread > kMaxPacketsPerThread) return std::nullopt;
-    threads = CeilDivide(packets, packets_per_thread);
+// By measurement on H200; see docs/benchmarks. Without a reduction small blocks
+// load and store in parallel, until there are more than are worth having. With
+// one, a cluster of small blocks takes a row, and with many rows fewer, fuller
+// blocks.
+Tuning Choose(const Shape& shape, const DeviceLimits& device) {
+  Tuning tuning;
+  if (!shape.reduces) {
+    tuning.threads = 128;
+    tuning.packets = 1;
+    const int64_t tiles = shape.rows * CeilDivide(shape.packets, 128);
+    if (tiles > 2 * device.multiprocessors) tuning.packets = 2;
   } else {
-    threads = std::min<int64_t>(packets, kSmallBlock);
-    while (threads < kMaxThreads && rows * CeilDivide(packets, threads) > cap) {
-      threads *= 2;
+    tuning.cluster = device.max_cluster;
+    tuning.threads = 128;
+    tuning.packets = 1;
+    const auto covered = [&] {
+      return int64_t{tuning.threads} * tuning.packets * tuning.cluster;
+    };
+    // Rows that are short need no cluster, long ones more of everything.
+    while (tuning.cluster > 1 && covered() / 2 >= shape.packets) {
+      tuning.cluster /= 2;
+    }
+    while (covered() < shape.packets) {
+      if (tuning.threads < 256 || tuning.packets == kMaxPacketsPerThread) {
+        tuning.threads *= 2;
+      } else {
+        tuning.packets *= 2;
+      }
     }
   }
-  threads = std::min<int64_t>(CeilDivide(threads, kWarp) * kWarp, kMaxThreads);
+  const int64_t needed = CeilDivide(shape.packets, kWarp) * kWarp;
+  tuning.threads = static_cast<int>(std::min<int64_t>(tuning.threads, needed));
+  return tuning;
+}
 
-  plan.rows = static_cast<int>(rows);
-  plan.hidden = static_cast<int>(hidden);
-  plan.packets_per_row = static_cast<int>(packets);
-  plan.packets_per_thread = packets_per_thread;
-  plan.threads = static_cast<int>(threads);
+std::optional<LaunchPlan> Spread(const Shape& shape, const Tuning& tuning,
+                                 const DeviceLimits& device) {
+  const int64_t tile = int64_t{tuning.threads} * tuning.packets;
+  if (tuning.threads > kMaxThreads || tuning.threads % kWarp != 0 ||
+      tuning.packets > kMaxPacketsPerThread ||
+      tuning.cluster > device.max_cluster ||
+      (shape.reduces && tile * tuning.cluster < shape.packets)) {
+    return std::nullopt;
+  }
+  LaunchPlan plan;
+  plan.rows = static_cast<int>(shape.rows);
+  plan.hidden = static_cast<int>(shape.hidden);
+  plan.packets_per_row = static_cast<int>(shape.packets);
+  plan.tuning = tuning;
   plan.tiles_per_row =
-      static_cast<int>(CeilDivide(packets, threads * packets_per_thread));
-  plan.blocks = static_cast<int>(std::min(cap, rows * plan.tiles_per_row));
+      shape.reduces ? tuning.cluster
+                    : static_cast<int>(CeilDivide(shape.packets, tile));
+  // Blocks beyond these would only wait for a place; a cluster is never split.
+  const int64_t cap =
+      int64_t{device.multiprocessors} *
+      std::max(1, kThreadsPerMultiprocessor / tuning.threads);
+  const int64_t clusters = shape.rows * plan.tiles_per_row / tuning.cluster;
+  plan.blocks = static_cast<int>(
+      tuning.cluster *
+      std::min(clusters, std::max<int64_t>(1, cap / tuning.cluster)));
   return plan;
+}
+
+}  // namespace
+
+std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
+                                     int64_t rows, int64_t hidden, int ranks,
+                                     const DeviceLimits& device) {
+  if (rows == 0) return LaunchPlan();
+  const std::optional<Shape> shape =
+      ShapeOnWire(program, rows, hidden, ranks);
+  if (!shape) return std::nullopt;
+  return Spread(*shape, Choose(*shape, device), device);
+}
+
+std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
+                                     int64_t rows, int64_t hidden, int ranks,
+                                     const DeviceLimits& device,
+                                     const Tuning& tuning) {
+  const std::optional<Shape> shape =
+      ShapeOnWire(program, rows, hidden, ranks);
+  if (!shape) return std::nullopt;
+  return Spread(*shape, tuning, device);
 }
 
 }  // namespace oneshot

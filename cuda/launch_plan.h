@@ -7,9 +7,27 @@
 #include <cstdint>
 #include <optional>
 
-#include "cuda/epilogue.h"
+#include "cuda/epilogue_program.h"
 
 namespace oneshot {
+
+// What a plan may use of a device.
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int max_cluster = 1;  // blocks that can share a row; 1: no clusters
+};
+
+// The free choices of a plan. None of them changes a result.
+struct Tuning {
+  int threads = 0;  // in a block, a multiple of 32
+  int packets = 0;  // of a row to a thread
+  int cluster = 1;  // blocks to a row that is reduced
+
+  bool operator==(const Tuning& other) const {
+    return threads == other.threads && packets == other.packets &&
+           cluster == other.cluster;
+  }
+};
 
 // The rows the kernel sees are the wire format: all ranks must agree on them.
 // The rest only decides which thread does what.
@@ -17,15 +35,23 @@ struct LaunchPlan {
   int rows = 0;
   int hidden = 0;
   int packets_per_row = 0;
-  int tiles_per_row = 0;       // a tile is the work of one block at a time
-  int packets_per_thread = 0;  // 1, 2 or 4; threads cover a tile exactly once
-  int threads = 0;
+  int tiles_per_row = 0;  // a tile is the work of one block at a time
+  Tuning tuning;
   int blocks = 0;  // 0: there is nothing to do
 };
 
-// Empty when a message of this shape does not fit the workspace.
-std::optional<LaunchPlan> PlanLaunch(const Epilogue& epilogue, int64_t rows,
-                                     int64_t hidden, int multiprocessors);
+// Empty when a message of this shape does not fit the workspace, or a row that
+// is reduced does not fit a cluster.
+std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
+                                     int64_t rows, int64_t hidden, int ranks,
+                                     const DeviceLimits& device);
+
+// The same with a tuning of the caller's, for benchmarks; empty also when the
+// tuning does not fit the shape.
+std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
+                                     int64_t rows, int64_t hidden, int ranks,
+                                     const DeviceLimits& device,
+                                     const Tuning& tuning);
 
 }  // namespace oneshot
 

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <thread>
 
 #include "cuda/limits.h"
@@ -14,6 +15,7 @@ namespace oneshot {
 namespace {
 
 constexpr int kHangStatus = 3;
+constexpr uint64_t kTimeoutNs = uint64_t{60} * 1000 * 1000 * 1000;
 
 __global__ void CountWritten(const uint32_t* words, size_t count,
                              unsigned long long* written) {
@@ -87,15 +89,21 @@ VirtualRanks::VirtualRanks(int ranks, const std::vector<int>& devices,
     VirtualRank& rank = ranks_[r];
     rank.device = devices[r % num_devices];
     rank.MakeCurrent();
-    ONESHOT_CHECK_CUDA(cudaDeviceGetAttribute(
-        &rank.multiprocessors, cudaDevAttrMultiProcessorCount, rank.device));
-    rank.multiprocessors /= share;
+    std::string error;
+    if (!QueryDevice(rank.device, &rank.traits, &error)) {
+      std::fprintf(stderr, "%s\n", error.c_str());
+      _exit(1);
+    }
+    rank.traits.limits.multiprocessors /= share;
     ONESHOT_CHECK_CUDA(
         cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking));
-    ONESHOT_CHECK_CUDA(LoadAllReduceKernels(ranks));
     ONESHOT_CHECK_CUDA(
         cudaStreamCreateWithFlags(&rank.observer, cudaStreamNonBlocking));
     ONESHOT_CHECK_CUDA(cudaHostAlloc(&rank.observed, sizeof(Control), 0));
+    ONESHOT_CHECK_CUDA(
+        cudaHostAlloc(&rank.view.fault, sizeof(Fault), cudaHostAllocMapped));
+    *rank.view.fault = {};
+    rank.view.timeout_ns = kTimeoutNs;
     ONESHOT_CHECK_CUDA(cudaMalloc(&rank.counter, sizeof(*rank.counter)));
     ONESHOT_CHECK_CUDA(
         cudaMalloc(&inboxes[r], InboxBytes(ranks) + sizeof(Control)));
@@ -122,6 +130,7 @@ VirtualRanks::~VirtualRanks() {
     ONESHOT_CHECK_CUDA(cudaFree(rank.view.inboxes[rank.view.rank]));
     ONESHOT_CHECK_CUDA(cudaFree(rank.counter));
     ONESHOT_CHECK_CUDA(cudaFreeHost(rank.observed));
+    ONESHOT_CHECK_CUDA(cudaFreeHost(rank.view.fault));
     ONESHOT_CHECK_CUDA(cudaStreamDestroy(rank.observer));
     ONESHOT_CHECK_CUDA(cudaStreamDestroy(rank.stream));
   }

@@ -24,7 +24,7 @@ void CheckCuda(cudaError_t status, const char* what, const char* file,
 
 struct VirtualRank {
   int device = 0;
-  int multiprocessors = 0;  // its share of the device
+  DeviceTraits traits;  // with its share of the multiprocessors
   cudaStream_t stream = nullptr;
   WorkspaceView view;
   // For looking at the rank from outside, also while it hangs.

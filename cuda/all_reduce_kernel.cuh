@@ -1,0 +1,860 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The kernel: a one-shot all-reduce and the epilogue program that follows it.
+// It is compiled at run time, behind kernel_arguments.h and the constants that
+// kernel_source.cc writes for one program, shape and number of ranks (kRanks,
+// kHidden, ...), and in front of the program, which becomes `struct Program`.
+//
+// Protocol
+//
+// Every rank has an inbox with two slots of one message from each rank. Launch
+// number e, the epoch, uses slot e % 2. A word that nobody has written holds
+// the sentinel.
+//
+//   push   A rank writes its x to its place in the slot of every peer.
+//   wait   It reads its own inbox until no word of the packet it is interested
+//          in is the sentinel. Data and flag are the same word, so the arrival
+//          of a packet costs one trip across the link and no ordering.
+//   clear  The thread that read a packet writes the sentinel back.
+//
+// Writers and readers. A word of an inbox is written by one thread of one peer
+// (push) and read and cleared by one thread of the owner. All accesses are
+// relaxed at system scope.
+//
+// Two slots suffice, and there is no ABA. A rank pushes in epoch e + 2 after
+// its kernel of epoch e + 1 ended, hence after it had read packets that every
+// peer pushed in epoch e + 1, hence after every peer had ended its kernel of
+// epoch e, clears included. So at the time of a push the slot is clear, and no
+// peer's reader of an older epoch is left. The chain runs over kernel
+// boundaries on one stream, which order memory, and over relaxed words: the
+// clear is complete in the memory of the owner before the owner's next kernel
+// begins, and the push that depends on that kernel is served by the same
+// memory, later.
+//
+// The reader clears what it read, so that nothing about the shape of earlier
+// launches is remembered: any sequence of shapes may share a workspace.
+//
+// Graph replay. The epoch lives in device memory and the kernel itself advances
+// it. Every cluster reads it, then counts itself in; the last to do so knows
+// that all have read it, resets the count and stores the next epoch.
+//
+// No deadlock when only a part of a grid is resident. Clusters are dispatched
+// in order of their index and a block pushes everything it has to push before
+// it waits for anything. A block waits only for what blocks of its own index
+// or, where the grids differ, blocks with the same tiles push, and these never
+// wait before they have pushed: so the waiting block of lowest index on any
+// rank is always served. Blocks of a cluster, which wait for each other, are
+// resident together. This needs a device per rank: ranks that share a device,
+// as in tests, need all their blocks resident together.
+//
+// A peer that is gone. After `timeout_ns` of waiting a thread reports what it
+// waited for in `fault` and ends the kernel with a trap: the run fails on this
+// rank, and because its pushes stop, in turn on every other.
+//
+// Determinism. The sum runs over the ranks in order on all of them. A reduction
+// along a row is a tree over the packets of the row that depends on the length
+// of the row alone, not on the number of rows or how the row is spread over
+// threads and blocks. So all ranks compute the same bits, and a row has the
+// same result in every batch.
+
+namespace oneshot {
+
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr int kPairs = kElements / 2;
+constexpr int kTiles = kRows * kTilesPerRow;
+constexpr int kPartials = (kPacketsPerRow + kWarp - 1) / kWarp;
+// Whether every packet of a row is full.
+constexpr bool kFull = kHidden % kElements == 0;
+
+// Marks a word of the workspace that no rank has written yet. As data it is a
+// NaN in float32 and two NaNs in bfloat16 and float16, so another NaN is sent
+// in its place; a float32 sum with either is the same canonical NaN.
+constexpr uint32_t kSentinel = 0xFFFFFFFFu;
+constexpr uint32_t kReplacement = kX == kF32 ? 0x7FFFFFFFu : 0x7FFF7FFFu;
+
+// ---------------------------------------------------------------------------
+// Memory
+
+// Relaxed accesses at system scope: the weakest that may race with an access
+// from another GPU. They are served by the L2 of the device that owns the
+// memory, never by the L1 of the reader, so a poll sees a peer's store in
+// finite time. Each 32-bit word is atomic and that is all we need: a packet is
+// complete when none of its words is the sentinel, in whatever order the words
+// become visible. No word carries news about another, so nothing is ordered by
+// acquire and release and no fence is paid for.
+__device__ __forceinline__ uint4 LoadSystem(const uint4* address) {
+  uint4 value;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void StoreSystem(uint4* address, uint4 value) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+               : "memory");
+}
+
+// Ordinary loads, but volatile: the compiler must issue them where they are
+// written, ahead of the wait for the peers, instead of next to their first use.
+__device__ __forceinline__ uint32_t LoadNow32(const void* address) {
+  uint32_t value;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(address));
+  return value;
+}
+
+__device__ __forceinline__ uint32_t LoadNow16(const void* address) {
+  uint16_t value;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(address));
+  return value;
+}
+
+__device__ __forceinline__ uint2 LoadNow64(const void* address) {
+  uint2 value;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "l"(address));
+  return value;
+}
+
+__device__ __forceinline__ uint4 LoadNow128(const void* address) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address));
+  return value;
+}
+
+__device__ __forceinline__ uint64_t Nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
+// ---------------------------------------------------------------------------
+// Numbers. A thread computes with two elements at a time, because conversions
+// to the narrow types come in twos.
+
+struct Pair {
+  float a, b;
+  Pair() = default;
+  __device__ __forceinline__ Pair(float both) : a(both), b(both) {}
+  __device__ __forceinline__ Pair(float a, float b) : a(a), b(b) {}
+};
+
+struct TruthPair {
+  bool a, b;
+  TruthPair() = default;
+  __device__ __forceinline__ TruthPair(bool both) : a(both), b(both) {}
+  __device__ __forceinline__ TruthPair(bool a, bool b) : a(a), b(b) {}
+};
+
+// Two elements as they lie in memory; float32 takes two words.
+template <DType kType>
+__device__ __forceinline__ Pair Decode(uint32_t word, uint32_t second = 0) {
+  if (kType == kF32) return Pair(__uint_as_float(word), __uint_as_float(second));
+  if (kType == kBf16) {
+    return Pair(__uint_as_float(word << 16),
+                __uint_as_float(word & 0xFFFF0000u));
+  }
+  Pair pair;
+  asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2;"
+      "  cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+      : "=f"(pair.a), "=f"(pair.b)
+      : "r"(word));
+  return pair;
+}
+
+// To one of the narrow types, to nearest even.
+template <DType kType>
+__device__ __forceinline__ uint32_t Encode(Pair pair) {
+  uint32_t word;
+  if (kType == kBf16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.b), "f"(pair.a));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.b), "f"(pair.a));
+  }
+  return word;
+}
+
+// The nearest values of the type, as float32.
+template <DType kType>
+__device__ __forceinline__ Pair Round(Pair pair) {
+  return kType == kF32 ? pair : Decode<kType>(Encode<kType>(pair));
+}
+template <DType kType>
+__device__ __forceinline__ float Round(float value) {
+  return Round<kType>(Pair(value)).a;
+}
+
+#define ONESHOT_UNARY(Name, expression)                  \
+  __device__ __forceinline__ float Name(float x) {       \
+    return expression;                                   \
+  }                                                      \
+  __device__ __forceinline__ Pair Name(Pair x) {         \
+    return Pair(Name(x.a), Name(x.b));                   \
+  }
+ONESHOT_UNARY(Abs, fabsf(x))
+ONESHOT_UNARY(Cbrt, cbrtf(x))
+ONESHOT_UNARY(Ceil, ceilf(x))
+ONESHOT_UNARY(Cos, cosf(x))
+ONESHOT_UNARY(Erf, erff(x))
+ONESHOT_UNARY(Exp, expf(x))
+ONESHOT_UNARY(Expm1, expm1f(x))
+ONESHOT_UNARY(Floor, floorf(x))
+ONESHOT_UNARY(Log, logf(x))
+ONESHOT_UNARY(Log1p, log1pf(x))
+ONESHOT_UNARY(Logistic, 1.0f / (1.0f + expf(-x)))
+ONESHOT_UNARY(Negate, -x)
+ONESHOT_UNARY(RoundNearestAfz, roundf(x))
+ONESHOT_UNARY(RoundNearestEven, rintf(x))
+ONESHOT_UNARY(Rsqrt, rsqrtf(x))
+ONESHOT_UNARY(Sign, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x)
+ONESHOT_UNARY(Sin, sinf(x))
+ONESHOT_UNARY(Sqrt, sqrtf(x))
+ONESHOT_UNARY(Tan, tanf(x))
+ONESHOT_UNARY(Tanh, tanhf(x))
+#undef ONESHOT_UNARY
+
+// fmaxf and fminf drop a NaN; HLO keeps it.
+__device__ __forceinline__ float MaximumOrNan(float x, float y) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+  return result;
+}
+__device__ __forceinline__ float MinimumOrNan(float x, float y) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+  return result;
+}
+
+#define ONESHOT_BINARY(Name, expression)                   \
+  __device__ __forceinline__ float Name(float x, float y) { \
+    return expression;                                     \
+  }                                                        \
+  __device__ __forceinline__ Pair Name(Pair x, Pair y) {   \
+    return Pair(Name(x.a, y.a), Name(x.b, y.b));           \
+  }
+ONESHOT_BINARY(Add, x + y)
+ONESHOT_BINARY(Atan2, atan2f(x, y))
+ONESHOT_BINARY(Divide, x / y)
+ONESHOT_BINARY(Maximum, MaximumOrNan(x, y))
+ONESHOT_BINARY(Minimum, MinimumOrNan(x, y))
+ONESHOT_BINARY(Multiply, x* y)
+ONESHOT_BINARY(Power, powf(x, y))
+ONESHOT_BINARY(Remainder, fmodf(x, y))
+ONESHOT_BINARY(Subtract, x - y)
+#undef ONESHOT_BINARY
+
+#define ONESHOT_COMPARE(Name, expression)                     \
+  __device__ __forceinline__ bool Name(float x, float y) {    \
+    return expression;                                        \
+  }                                                           \
+  __device__ __forceinline__ TruthPair Name(Pair x, Pair y) { \
+    return TruthPair(Name(x.a, y.a), Name(x.b, y.b));         \
+  }
+ONESHOT_COMPARE(Eq, x == y)
+ONESHOT_COMPARE(Ge, x >= y)
+ONESHOT_COMPARE(Gt, x > y)
+ONESHOT_COMPARE(Le, x <= y)
+ONESHOT_COMPARE(Lt, x < y)
+ONESHOT_COMPARE(Ne, x != y)
+#undef ONESHOT_COMPARE
+
+#define ONESHOT_LOGIC(Name, expression)                                 \
+  __device__ __forceinline__ bool Name(bool x, bool y) {                \
+    return expression;                                                  \
+  }                                                                     \
+  __device__ __forceinline__ TruthPair Name(TruthPair x, TruthPair y) { \
+    return TruthPair(Name(x.a, y.a), Name(x.b, y.b));                   \
+  }
+ONESHOT_LOGIC(And, x&& y)
+ONESHOT_LOGIC(Or, x || y)
+ONESHOT_LOGIC(Xor, x != y)
+#undef ONESHOT_LOGIC
+
+__device__ __forceinline__ bool Not(bool x) { return !x; }
+__device__ __forceinline__ TruthPair Not(TruthPair x) {
+  return TruthPair(!x.a, !x.b);
+}
+__device__ __forceinline__ bool IsFinite(float x) {
+  return fabsf(x) < __uint_as_float(0x7F800000u);
+}
+__device__ __forceinline__ TruthPair IsFinite(Pair x) {
+  return TruthPair(IsFinite(x.a), IsFinite(x.b));
+}
+__device__ __forceinline__ float Convert(float x) { return x; }
+__device__ __forceinline__ Pair Convert(Pair x) { return x; }
+__device__ __forceinline__ float Convert(bool x) { return x ? 1.0f : 0.0f; }
+__device__ __forceinline__ Pair Convert(TruthPair x) {
+  return Pair(Convert(x.a), Convert(x.b));
+}
+__device__ __forceinline__ float Select(bool p, float x, float y) {
+  return p ? x : y;
+}
+__device__ __forceinline__ Pair Select(TruthPair p, Pair x, Pair y) {
+  return Pair(p.a ? x.a : y.a, p.b ? x.b : y.b);
+}
+__device__ __forceinline__ bool Select(bool p, bool x, bool y) {
+  return p ? x : y;
+}
+__device__ __forceinline__ TruthPair Select(TruthPair p, TruthPair x,
+                                            TruthPair y) {
+  return TruthPair(p.a ? x.a : y.a, p.b ? x.b : y.b);
+}
+template <typename T>
+__device__ __forceinline__ T Clamp(T low, T x, T high) {
+  return Minimum(Maximum(low, x), high);
+}
+
+// ---------------------------------------------------------------------------
+// Packets: 16 bytes of x, and as many elements of everything else.
+
+// The place of one packet.
+struct Place {
+  int row;
+  int packet;  // within the row
+  int count;   // elements of the packet; 0: the thread has none here
+
+  __device__ __forceinline__ int wire() const {  // packet of the message
+    return row * kPacketsPerRow + packet;
+  }
+  __device__ __forceinline__ int column() const { return packet * kElements; }
+  __device__ __forceinline__ int index() const {  // within the whole array
+    return row * kHidden + column();
+  }
+};
+
+// The threads of a tile are next to each other in the row, and so are its
+// packets: those of one warp are always 32 that begin at a multiple of 32.
+__device__ __forceinline__ Place Locate(int tile, int p) {
+  const int row = tile / kTilesPerRow;
+  const int tile_in_row = tile - row * kTilesPerRow;
+  Place place;
+  place.row = row;
+  place.packet = (tile_in_row * kPackets + p) * kThreads +
+                 static_cast<int>(threadIdx.x);
+  place.count = place.packet >= kPacketsPerRow ? 0
+                : kFull ? kElements
+                        : min(kElements, kHidden - place.column());
+  return place;
+}
+
+// kElements of a type as they lie in memory.
+template <DType kType>
+struct Raw {
+  static constexpr int kWords = kType == kF32 ? kElements : kPairs;
+  uint32_t words[kWords];
+
+  __device__ __forceinline__ Pair Get(int pair) const {
+    if constexpr (kType == kF32) {
+      return Decode<kType>(words[2 * pair], words[2 * pair + 1]);
+    } else {
+      return Decode<kType>(words[pair]);
+    }
+  }
+};
+
+// Loads `count` elements from `index` on; the rest is zero.
+template <DType kType>
+__device__ __forceinline__ Raw<kType> Load(const void* data, int index,
+                                           int count) {
+  Raw<kType> raw = {};
+  if (count == 0) return raw;
+  const char* source = static_cast<const char*>(data) +
+                       static_cast<int64_t>(index) * (kType == kF32 ? 4 : 2);
+  if constexpr (kWide && Raw<kType>::kWords >= 4) {
+#pragma unroll
+    for (int i = 0; i < Raw<kType>::kWords; i += 4) {
+      const uint4 quad = LoadNow128(source + 4 * i);
+      raw.words[i] = quad.x;
+      raw.words[i + 1] = quad.y;
+      raw.words[i + 2] = quad.z;
+      raw.words[i + 3] = quad.w;
+    }
+  } else if constexpr (kWide) {
+    const uint2 two = LoadNow64(source);
+    raw.words[0] = two.x;
+    raw.words[1] = two.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      if (i >= count) break;
+      if constexpr (kType == kF32) {
+        raw.words[i] = LoadNow32(source + 4 * i);
+      } else {
+        raw.words[i / 2] |= LoadNow16(source + 2 * i) << i % 2 * 16;
+      }
+    }
+  }
+  return raw;
+}
+
+template <DType kType>
+__device__ __forceinline__ float LoadOne(const void* data, int index) {
+  if (kType == kF32) {
+    return __uint_as_float(LoadNow32(static_cast<const float*>(data) + index));
+  }
+  return Decode<kType>(LoadNow16(static_cast<const uint16_t*>(data) + index)).a;
+}
+
+template <DType kType>
+__device__ __forceinline__ void StoreOne(void* data, int index, float value) {
+  if (kType == kF32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(data)[index] =
+        static_cast<uint16_t>(Encode<kType>(Pair(value)));
+  }
+}
+
+// Stores the elements of one packet.
+template <DType kType>
+__device__ __forceinline__ void Store(void* data, const Place& place,
+                                      const Pair (&values)[kPairs]) {
+  uint32_t words[Raw<kType>::kWords];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    if constexpr (kType == kF32) {
+      words[2 * i] = __float_as_uint(values[i].a);
+      words[2 * i + 1] = __float_as_uint(values[i].b);
+    } else {
+      words[i] = Encode<kType>(values[i]);
+    }
+  }
+  char* target = static_cast<char*>(data) +
+                 static_cast<int64_t>(place.index()) * (kType == kF32 ? 4 : 2);
+  if constexpr (kWide && Raw<kType>::kWords >= 4) {
+#pragma unroll
+    for (int i = 0; i < Raw<kType>::kWords; i += 4) {
+      *reinterpret_cast<uint4*>(target + 4 * i) =
+          make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+    }
+  } else if constexpr (kWide) {
+    *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      if (i >= place.count) break;
+      if constexpr (kType == kF32) {
+        reinterpret_cast<uint32_t*>(target)[i] = words[i];
+      } else {
+        reinterpret_cast<uint16_t*>(target)[i] =
+            static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------
+// The all-reduce
+
+__device__ __forceinline__ uint4 LoadPacket(const KernelArguments& args,
+                                            const Place& place) {
+  const Raw<kX> raw = Load<kX>(args.x, place.index(), place.count);
+  return make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]);
+}
+
+__device__ __forceinline__ bool HasSentinel(uint4 packet) {
+  return packet.x == kSentinel || packet.y == kSentinel ||
+         packet.z == kSentinel || packet.w == kSentinel;
+}
+
+__device__ __forceinline__ uint4 WithoutSentinel(uint4 packet) {
+  if (packet.x == kSentinel) packet.x = kReplacement;
+  if (packet.y == kSentinel) packet.y = kReplacement;
+  if (packet.z == kSentinel) packet.z = kReplacement;
+  if (packet.w == kSentinel) packet.w = kReplacement;
+  return packet;
+}
+
+__device__ __forceinline__ void Push(const KernelArguments& args,
+                                     uint32_t epoch, const Place& place,
+                                     uint4 packet) {
+  if (place.count == 0) return;
+  packet = WithoutSentinel(packet);
+  const int64_t target =
+      (static_cast<int64_t>(epoch % 2) * kRanks + args.rank) * kMessagePackets +
+      place.wire();
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r) {
+    if (r != args.rank) {
+      StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
+    }
+  }
+}
+
+// Counts the turns of a wait; reads the clock only now and then.
+struct Watch {
+  uint32_t turns = 0;
+  uint64_t start = 0;
+
+  __device__ __forceinline__ void Turn(const KernelArguments& args,
+                                       uint32_t epoch, int peer) {
+    if (++turns % 4096 == 0) Look(args, epoch, peer);
+  }
+
+  __device__ __noinline__ void Look(const KernelArguments& args, uint32_t epoch,
+                                    int peer) {
+    const uint64_t now = Nanoseconds();
+    if (start == 0) start = now;
+    if (now - start < args.timeout_ns) return;
+    // One thread of the device reports, which one does not matter, and ends the
+    // kernel; the others wait for that, so that no trap overtakes the report.
+    while (atomicExch(&args.control->faulted, 1u) != 0) __nanosleep(1000000);
+    args.fault->epoch = epoch;
+    args.fault->peer = peer;
+    args.fault->rank = args.rank;
+    args.fault->site = args.site;
+    args.fault->waited_ns = now - start;
+    __threadfence_system();
+    *static_cast<volatile unsigned*>(&args.fault->raised) = 1;
+    __threadfence_system();
+    __trap();
+  }
+};
+
+// Ranks whose packets are asked for together. What limits it are registers:
+// 4 words to a packet.
+constexpr int kBatch = kRanks * kPackets <= 8 ? kRanks : max(1, 8 / kPackets);
+
+// The sums over the ranks of a tile's packets. A tile is received in batches of
+// ranks; the sum runs over the ranks in order all the same.
+struct Receiver {
+  Pair sums[kPackets][kPairs];
+
+  __device__ __forceinline__ Receiver() {
+    // The neutral element of addition is -0, not 0: -0 + -0 must stay -0.
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) {
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) sums[p][i] = Pair(-0.0f);
+    }
+  }
+
+  // Waits for the packets of all peers and clears their places.
+  __device__ __forceinline__ void Receive(const KernelArguments& args,
+                                          uint32_t epoch, int tile,
+                                          const uint4 (&own)[kPackets]) {
+#pragma unroll
+    for (int first = 0; first < kRanks; first += kBatch) {
+      ReceiveBatch(args, epoch, tile, own, first);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void ReceiveBatch(const KernelArguments& args,
+                                               uint32_t epoch, int tile,
+                                               const uint4 (&own)[kPackets],
+                                               int first) {
+    uint4* const slot = static_cast<uint4*>(args.inboxes[args.rank]) +
+                        static_cast<int64_t>(epoch % 2) * kRanks *
+                            kMessagePackets;
+    uint4 packets[kPackets][kBatch];
+    // One bit for every packet that is still to come. All are asked for at
+    // once; those that arrived are not asked for again, to leave the L2 to the
+    // others.
+    unsigned pending = 0;
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) {
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        packets[p][r] = own[p];
+        if (first + r < kRanks && first + r != args.rank &&
+            Locate(tile, p).count != 0) {
+          pending |= 1u << (p * kBatch + r);
+        }
+      }
+    }
+    Watch watch;
+    while (true) {
+#pragma unroll
+      for (int p = 0; p < kPackets; ++p) {
+#pragma unroll
+        for (int r = 0; r < kBatch; ++r) {
+          if (pending >> (p * kBatch + r) & 1) {
+            packets[p][r] =
+                LoadSystem(slot + PacketOf(first + r, Locate(tile, p)));
+          }
+        }
+      }
+#pragma unroll
+      for (int p = 0; p < kPackets; ++p) {
+#pragma unroll
+        for (int r = 0; r < kBatch; ++r) {
+          const unsigned bit = 1u << (p * kBatch + r);
+          if ((pending & bit) && !HasSentinel(packets[p][r])) {
+            pending &= ~bit;
+            StoreSystem(slot + PacketOf(first + r, Locate(tile, p)),
+                        make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
+          }
+        }
+      }
+      if (pending == 0) break;
+      watch.Turn(args, epoch, first + (__ffs(pending) - 1) % kBatch);
+    }
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) {
+#pragma unroll
+      for (int r = 0; r < kBatch; ++r) {
+        if (first + r >= kRanks) break;
+        const uint4 packet = packets[p][r];
+        const Raw<kX> raw = {{packet.x, packet.y, packet.z, packet.w}};
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+          sums[p][i] = Add(sums[p][i], raw.Get(i));
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ static int64_t PacketOf(int rank,
+                                                     const Place& place) {
+    return static_cast<int64_t>(rank) * kMessagePackets + place.wire();
+  }
+};
+
+// ---------------------------------------------------------------------------
+// Reductions along a row: over the elements of a packet, then over the 32
+// packets of a warp, then over those results, kPartials to a row.
+
+enum Reduction { kSumOf, kMaxOf, kMinOf };
+
+template <Reduction kReduction>
+__device__ __forceinline__ float Identity() {
+  return kReduction == kSumOf   ? 0.0f
+         : kReduction == kMaxOf ? __uint_as_float(0xFF800000u)
+                                : __uint_as_float(0x7F800000u);
+}
+
+template <Reduction kReduction>
+__device__ __forceinline__ float Combine(float x, float y) {
+  return kReduction == kSumOf   ? x + y
+         : kReduction == kMaxOf ? MaximumOrNan(x, y)
+                                : MinimumOrNan(x, y);
+}
+
+// Takes in elements 2 * i and 2 * i + 1 of a packet.
+template <Reduction kReduction>
+__device__ __forceinline__ void Accumulate(float& partial, Pair value,
+                                           const Place& place, int i) {
+  if (kFull || 2 * i < place.count) {
+    partial = Combine<kReduction>(partial, value.a);
+  }
+  if (kFull || 2 * i + 1 < place.count) {
+    partial = Combine<kReduction>(partial, value.b);
+  }
+}
+
+template <Reduction kReduction>
+__device__ __forceinline__ float OverWarp(float value) {
+#pragma unroll
+  for (int mask = 1; mask < kWarp; mask *= 2) {
+    value = Combine<kReduction>(value,
+                                __shfl_xor_sync(kAllLanes, value, mask));
+  }
+  return value;
+}
+
+__device__ __forceinline__ void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+}
+
+// The blocks of a cluster share a row. Each holds all the partial results, in
+// two sets in turn: a block may be one reduction ahead of another. It cannot be
+// two ahead: for that it needs shares of the reduction in between, which every
+// warp gives after it has taken the result of the one before.
+struct RowShares {
+  float partials[2][kReductions][kPartials];
+  // Complete when a set is; only in clusters of several blocks. The stores of
+  // the shares themselves count on it, so that no block waits for all threads
+  // of all others, as it would at a barrier of the cluster.
+  uint64_t complete[2];
+};
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint32_t InBlock(uint32_t address, int block) {
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(remote)
+      : "r"(address), "r"(block));
+  return remote;
+}
+
+struct RowReducer {
+  RowShares& shares;
+  int set = 0;
+  uint32_t phases = 0;  // by set: the parity of the use that is next
+
+  // To be followed by a barrier of the cluster.
+  __device__ __forceinline__ explicit RowReducer(RowShares& shares)
+      : shares(shares) {
+    if constexpr (kCluster > 1) {
+      if (threadIdx.x != 0) return;
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;"
+                     :
+                     : "r"(SharedAddress(&shares.complete[s]))
+                     : "memory");
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
+    }
+  }
+
+  // Hands in the thread's share of reduction number `slot`.
+  template <Reduction kReduction>
+  __device__ __forceinline__ void Give(int slot, int tile,
+                                       const float (&values)[kPackets]) {
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) {
+      const float value = OverWarp<kReduction>(values[p]);
+      const int lane = threadIdx.x % kWarp;
+      const int partial = Locate(tile, p).packet / kWarp;
+      if (lane >= kCluster || partial >= kPartials) continue;
+      float* target = &shares.partials[set][slot][partial];
+      if constexpr (kCluster == 1) {
+        *target = value;
+      } else {
+        // Lane l writes to block l of the cluster.
+        asm volatile(
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], "
+            "%1, [%2];"
+            :
+            : "r"(InBlock(SharedAddress(target), lane)),
+              "r"(__float_as_uint(value)),
+              "r"(InBlock(SharedAddress(&shares.complete[set]), lane))
+            : "memory");
+      }
+    }
+  }
+
+  // Waits until the shares of `slots` reductions can be taken.
+  __device__ __forceinline__ void Meet(int slots) {
+    if constexpr (kCluster == 1) {
+      __syncthreads();
+    } else {
+      const uint32_t barrier = SharedAddress(&shares.complete[set]);
+      if (threadIdx.x == 0) {
+        asm volatile(
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+            :
+            : "r"(barrier), "r"(slots * kPartials * 4)
+            : "memory");
+      }
+      uint32_t done = 0;
+      while (done == 0) {
+        asm volatile(
+            "{ .reg .pred p;"
+            "  mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, "
+            "[%1], %2;"
+            "  selp.u32 %0, 1, 0, p; }"
+            : "=r"(done)
+            : "r"(barrier), "r"(phases >> set & 1)
+            : "memory");
+      }
+    }
+  }
+
+  // To be called when all results have been taken.
+  __device__ __forceinline__ void Next() {
+    phases ^= 1u << set;
+    set ^= 1;
+  }
+
+  template <Reduction kReduction>
+  __device__ __forceinline__ float Take(int slot) const {
+    float value = Identity<kReduction>();
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int partial = 0; partial < kPartials; partial += kWarp) {
+      if (partial + lane < kPartials) {
+        value = Combine<kReduction>(value,
+                                    shares.partials[set][slot][partial + lane]);
+      }
+    }
+    return OverWarp<kReduction>(value);
+  }
+};
+
+// ---------------------------------------------------------------------------
+
+template <typename Program>
+__device__ __forceinline__ void AllReduce(const KernelArguments& args) {
+  __shared__ RowShares shares;
+  RowReducer reducer(shares);
+
+  // All that the first tile needs of this device is asked for before the first
+  // wait of any kind.
+  const uint32_t epoch = LoadNow32(&args.control->epoch);
+  uint4 own[kPackets];
+#pragma unroll
+  for (int p = 0; p < kPackets; ++p) {
+    own[p] = LoadPacket(args, Locate(blockIdx.x, p));
+  }
+  Program program(args);
+  program.Load(args, blockIdx.x);
+
+#pragma unroll
+  for (int p = 0; p < kPackets; ++p) {
+    Push(args, epoch, Locate(blockIdx.x, p), own[p]);
+  }
+  for (int tile = blockIdx.x + kBlocks; tile < kTiles; tile += kBlocks) {
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) {
+      const Place place = Locate(tile, p);
+      Push(args, epoch, place, LoadPacket(args, place));
+    }
+  }
+
+  // The addresses above depend on the epoch, so every thread that uses it has
+  // it in a register by now and the cluster may say so. Relaxed is enough: the
+  // word that the last arrival allows to be overwritten is not read again by
+  // this launch. Early, because the answer takes as long as a peer's packet.
+  // The barrier also says that all blocks of the cluster run, so that their
+  // shared memory may be written.
+  if constexpr (kCluster == 1) {
+    __syncthreads();
+  } else {
+    ClusterArrive();
+    ClusterWait();
+  }
+  const bool counts = threadIdx.x == 0 && blockIdx.x % kCluster == 0;
+  unsigned arrival = 0;
+  if (counts) arrival = atomicAdd(&args.control->arrived, 1u);
+
+  for (int tile = blockIdx.x; tile < kTiles; tile += kBlocks) {
+    if (tile != blockIdx.x) {
+#pragma unroll
+      for (int p = 0; p < kPackets; ++p) {
+        own[p] = LoadPacket(args, Locate(tile, p));
+      }
+      program.Load(args, tile);
+    }
+    program.Run(args, epoch, tile, own, reducer);
+  }
+
+  if (counts && arrival == kBlocks / kCluster - 1) {
+    args.control->arrived = 0;
+    args.control->epoch = epoch + 1;
+  }
+}
+
+}  // namespace oneshot
