@@ -11,7 +11,7 @@ namespace oneshot {
 
 // Version of the custom call: its attributes, operands and results. The pass
 // writes it, the handlers refuse any other.
-inline constexpr int64_t kAbiVersion = 1;
+inline constexpr int64_t kAbiVersion = 2;
 
 inline constexpr int kMinRanks = 2;
 inline constexpr int kMaxRanks = 8;
@@ -20,8 +20,10 @@ inline constexpr int kMaxRanks = 8;
 inline constexpr int kPacketBytes = 16;
 
 // What one rank contributes to one all-reduce, every row padded to whole
-// packets. A workspace holds 2 x ranks x kMaxMessageBytes on every device.
-inline constexpr int64_t kMaxMessageBytes = int64_t{1} << 20;
+// packets. A workspace holds 2 x ranks of these on every device.
+constexpr int64_t MaxMessageBytes(int ranks) {
+  return (int64_t{16} << 20) / ranks;
+}
 
 // A row that is normalised is held in the registers of one thread block.
 inline constexpr int kMaxThreads = 1024;
