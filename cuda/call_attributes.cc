@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/call_attributes.h"
 
-#include <cmath>
 #include <cstddef>
-#include <optional>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -23,35 +21,16 @@ std::string StrCat(const Parts&... parts) {
   return out.str();
 }
 
-std::vector<std::string_view> SplitList(std::string_view list) {
-  std::vector<std::string_view> items;
-  if (list.empty()) return items;
-  while (true) {
-    const size_t comma = list.find(',');
-    items.push_back(list.substr(0, comma));
-    if (comma == std::string_view::npos) return items;
-    list.remove_prefix(comma + 1);
-  }
-}
-
-std::optional<DType> ParseDType(std::string_view name) {
-  if (name == "f32") return DType::kF32;
-  if (name == "bf16") return DType::kBf16;
-  if (name == "f16") return DType::kF16;
-  return std::nullopt;
-}
-
-std::optional<DType> FromFfi(ffi::DataType dtype) {
+ffi::DataType ToFfi(DType dtype) {
   switch (dtype) {
-    case ffi::DataType::F32:
-      return DType::kF32;
-    case ffi::DataType::BF16:
-      return DType::kBf16;
-    case ffi::DataType::F16:
-      return DType::kF16;
-    default:
-      return std::nullopt;
+    case DType::kF32:
+      return ffi::DataType::F32;
+    case DType::kBf16:
+      return ffi::DataType::BF16;
+    case DType::kF16:
+      return ffi::DataType::F16;
   }
+  return ffi::DataType::INVALID;
 }
 
 // Reads attributes and buffers, keeping the first thing that is wrong. Values
@@ -80,15 +59,6 @@ class Reader {
     return *value;
   }
 
-  DType GetDType(const char* attribute, std::string_view name) {
-    const std::optional<DType> dtype = ParseDType(name);
-    if (!dtype) {
-      Fail(StrCat("attribute '", attribute,
-                  "': expected f32, bf16 or f16, got '", name, "'"));
-    }
-    return dtype.value_or(DType::kF32);
-  }
-
   void Expect(bool condition, const char* attribute,
               const std::string& expectation, const std::string& got) {
     if (!condition) {
@@ -106,61 +76,20 @@ class Reader {
 
 std::string Quoted(std::string_view text) { return StrCat("'", text, "'"); }
 
-void ReadAddends(const ffi::Dictionary& attributes, Reader& reader,
+void ReadProgram(const ffi::Dictionary& attributes, Reader& reader,
                  CallAttributes& call) {
-  const auto names = reader.Get<std::string_view>(attributes, "addends");
-  const auto rounds = reader.Get<std::string_view>(attributes, "addend_rounds");
-  const std::vector<std::string_view> name_list = SplitList(names);
-  const std::vector<std::string_view> round_list = SplitList(rounds);
-  if (name_list.size() != round_list.size()) {
-    reader.Fail(StrCat("attribute 'addend_rounds': expected ", name_list.size(),
-                       " items as in 'addends', got ", Quoted(rounds)));
+  const auto text = reader.Get<std::string_view>(attributes, "program");
+  std::string error;
+  if (!FromText(std::string(text), &call.program, &error)) {
+    reader.Fail(StrCat("attribute 'program': ", error));
     return;
   }
-  for (size_t i = 0; i < name_list.size(); ++i) {
-    const bool is_bias = name_list[i] == "bias";
-    bool& seen = is_bias ? call.has_bias : call.has_residual;
-    if ((!is_bias && name_list[i] != "residual") || seen) {
-      reader.Fail(
-          StrCat("attribute 'addends': expected '', 'bias', 'residual', "
-                 "'bias,residual' or 'residual,bias', got ",
-                 Quoted(names)));
-      return;
-    }
-    seen = true;
-    Addend& addend = call.epilogue.addends[call.epilogue.num_addends++];
-    addend.round = reader.GetDType("addend_rounds", round_list[i]);
-    addend.per_row = !is_bias;
+  call.analysis = Analyze(call.program);
+  const int64_t max_hidden = kMaxRowBytes / ByteWidth(call.program.x);
+  if (call.analysis.has_reduction && call.hidden > max_hidden) {
+    reader.Fail(StrCat("attribute 'hidden': expected at most ", max_hidden,
+                       " because rows are reduced, got ", call.hidden));
   }
-}
-
-void ReadNorm(const ffi::Dictionary& attributes, Reader& reader,
-              Epilogue& epilogue) {
-  const auto emit = reader.Get<std::string_view>(attributes, "emit");
-  epilogue.emit_sum = emit == "sum" || emit == "sum,norm";
-  epilogue.emit_norm = emit == "norm" || emit == "sum,norm";
-  reader.Expect(epilogue.emit_sum || epilogue.emit_norm, "emit",
-                "'sum', 'norm' or 'sum,norm'", Quoted(emit));
-
-  const auto norm = reader.Get<std::string_view>(attributes, "norm");
-  reader.Expect(norm == "none" || norm == "rms", "norm", "'none' or 'rms'",
-                Quoted(norm));
-  reader.Expect((norm == "rms") == epilogue.emit_norm, "norm",
-                epilogue.emit_norm ? "'rms' because a norm is emitted"
-                                   : "'none' because no norm is emitted",
-                Quoted(norm));
-
-  epilogue.norm_round = reader.GetDType(
-      "norm_round", reader.Get<std::string_view>(attributes, "norm_round"));
-  epilogue.has_gain = reader.Get<bool>(attributes, "gain");
-  reader.Expect(epilogue.emit_norm || !epilogue.has_gain, "gain",
-                "false because no norm is emitted", "true");
-  epilogue.epsilon = reader.Get<float>(attributes, "epsilon");
-  reader.Expect(std::isfinite(epilogue.epsilon) && epilogue.epsilon >= 0,
-                "epsilon", "a finite value >= 0", StrCat(epilogue.epsilon));
-  epilogue.mean_scale = reader.Get<float>(attributes, "mean_scale");
-  reader.Expect(std::isfinite(epilogue.mean_scale), "mean_scale",
-                "a finite value", StrCat(epilogue.mean_scale));
 }
 
 void ReadGroups(const ffi::Dictionary& attributes, Reader& reader,
@@ -193,12 +122,6 @@ void ReadGroups(const ffi::Dictionary& attributes, Reader& reader,
   }
 }
 
-std::string DTypeName(ffi::DataType dtype) {
-  std::ostringstream out;
-  out << dtype;
-  return out.str();
-}
-
 // Hands out the operands (or results) one after another.
 template <typename List>
 class BufferCursor {
@@ -206,29 +129,32 @@ class BufferCursor {
   BufferCursor(const List& list, Reader& reader)
       : list_(list), reader_(reader) {}
 
-  // The next buffer's data and type. `elements` < 0: any number.
-  void* Next(const char* name, int64_t elements, DType* dtype,
-             int64_t* actual_elements = nullptr) {
+  // The next buffer's data, and how many elements it has.
+  void* Next(const std::string& name, ffi::DataType type, int64_t* elements) {
     auto item = list_.template get<ffi::AnyBuffer>(index_++);
     if (item.has_error()) {
       reader_.Fail(StrCat(name, ": ", item.error().message()));
       return nullptr;
     }
     const ffi::AnyBuffer buffer = Unwrap(*item);
-    const std::optional<DType> type = FromFfi(buffer.element_type());
-    if (!type) {
-      reader_.Fail(StrCat(name, ": expected F32, BF16 or F16, got ",
-                          DTypeName(buffer.element_type())));
+    if (buffer.element_type() != type) {
+      reader_.Fail(
+          StrCat(name, ": expected ", type, ", got ", buffer.element_type()));
       return nullptr;
     }
-    *dtype = *type;
-    const int64_t count = static_cast<int64_t>(buffer.element_count());
-    if (elements >= 0 && count != elements) {
-      reader_.Fail(
-          StrCat(name, ": expected ", elements, " elements, got ", count));
-    }
-    if (actual_elements != nullptr) *actual_elements = count;
+    *elements = static_cast<int64_t>(buffer.element_count());
     return buffer.untyped_data();
+  }
+
+  // The same for one that must have this many elements.
+  void* NextOf(const std::string& name, ffi::DataType type, int64_t elements) {
+    int64_t actual = elements;
+    void* data = Next(name, type, &actual);
+    if (actual != elements) {
+      reader_.Fail(
+          StrCat(name, ": expected ", elements, " elements, got ", actual));
+    }
+    return data;
   }
 
  private:
@@ -241,6 +167,20 @@ class BufferCursor {
   Reader& reader_;
   size_t index_ = 0;
 };
+
+int64_t ElementCount(Extent extent, int64_t rows, int64_t hidden) {
+  switch (extent) {
+    case Extent::kScalar:
+      return 1;
+    case Extent::kRow:
+      return rows;
+    case Extent::kColumn:
+      return hidden;
+    case Extent::kElement:
+      return rows * hidden;
+  }
+  return 0;
+}
 
 }  // namespace
 
@@ -270,10 +210,7 @@ ffi::ErrorOr<CallAttributes> ParseCallAttributes(
   reader.Get<std::string_view>(attributes, "site");
   call.hidden = reader.Get<int64_t>(attributes, "hidden");
   reader.Expect(call.hidden >= 1, "hidden", "at least 1", StrCat(call.hidden));
-  call.epilogue.sum_round = reader.GetDType(
-      "sum_round", reader.Get<std::string_view>(attributes, "sum_round"));
-  ReadAddends(attributes, reader, call);
-  ReadNorm(attributes, reader, call.epilogue);
+  ReadProgram(attributes, reader, call);
   ReadGroups(attributes, reader, call);
   if (reader.error().failure()) return reader.error();
   return call;
@@ -284,63 +221,62 @@ ffi::ErrorOr<BoundCall> BindCall(const CallAttributes& attributes,
                                  const ffi::RemainingRets& results,
                                  int trailing_operands) {
   Reader reader(attributes.site);
+  const EpilogueProgram& program = attributes.program;
   BoundCall call;
-  call.epilogue = attributes.epilogue;
+  call.program = &program;
   call.hidden = attributes.hidden;
-  Epilogue& epilogue = call.epilogue;
 
-  const size_t num_operands = 1 + epilogue.num_addends +
-                              (epilogue.has_gain ? 1 : 0) + trailing_operands;
-  const size_t num_results =
-      (epilogue.emit_sum ? 1 : 0) + (epilogue.emit_norm ? 1 : 0);
+  const size_t num_operands = 1 + program.operands.size() +
+                              static_cast<size_t>(program.indices) +
+                              static_cast<size_t>(trailing_operands);
   if (operands.size() != num_operands) {
     reader.Fail(
         StrCat("expected ", num_operands, " operands, got ", operands.size()));
   }
-  if (results.size() != num_results) {
-    reader.Fail(
-        StrCat("expected ", num_results, " results, got ", results.size()));
+  if (results.size() != program.results.size()) {
+    reader.Fail(StrCat("expected ", program.results.size(), " results, got ",
+                       results.size()));
   }
   if (reader.error().failure()) return reader.error();
 
   BufferCursor<ffi::RemainingArgs> next_operand(operands, reader);
   int64_t elements = 0;
-  call.buffers.x = next_operand.Next("x", -1, &epilogue.x_dtype, &elements);
+  call.buffers.x = next_operand.Next("x", ToFfi(program.x), &elements);
   if (elements % call.hidden != 0) {
     reader.Fail(StrCat("x: expected rows of ", call.hidden, " elements, got ",
                        elements, " elements"));
   }
   call.rows = elements / call.hidden;
 
-  // The operands come as bias, residual; the adds in the order of `addends`.
-  for (const bool per_row : {false, true}) {
-    for (int a = 0; a < epilogue.num_addends; ++a) {
-      if (epilogue.addends[a].per_row != per_row) continue;
-      call.buffers.addends[a] = next_operand.Next(
-          per_row ? "residual" : "bias", per_row ? elements : call.hidden,
-          &epilogue.addends[a].dtype);
+  for (size_t i = 0; i < program.operands.size(); ++i) {
+    const Operand& operand = program.operands[i];
+    const std::string name = StrCat("in", i);
+    const ffi::DataType type = ToFfi(operand.dtype);
+    const int64_t count = ElementCount(operand.extent, call.rows, call.hidden);
+    if (operand.slices == 0) {
+      call.buffers.operands[i] = next_operand.NextOf(name, type, count);
+      continue;
+    }
+    int64_t stacked = 0;
+    call.buffers.operands[i] = next_operand.Next(name, type, &stacked);
+    // By division: the product may be more than there are numbers.
+    if (stacked % operand.slices != 0 || stacked / operand.slices != count) {
+      reader.Fail(StrCat(name, ": expected ", operand.slices, " slices of ",
+                         count, " elements, got ", stacked, " elements"));
     }
   }
-  if (epilogue.has_gain) {
-    call.buffers.gain =
-        next_operand.Next("gain", call.hidden, &epilogue.gain_dtype);
+  for (int i = 0; i < program.indices; ++i) {
+    call.buffers.indices[i] = static_cast<const int32_t*>(
+        next_operand.NextOf(StrCat("i", i), ffi::DataType::S32, 1));
   }
 
   BufferCursor<ffi::RemainingRets> next_result(results, reader);
-  if (epilogue.emit_sum) {
-    call.buffers.sum =
-        next_result.Next("sum result", elements, &epilogue.sum_dtype);
-  }
-  if (epilogue.emit_norm) {
-    call.buffers.norm =
-        next_result.Next("norm result", elements, &epilogue.norm_dtype);
-  }
-
-  const int64_t padded_row =
-      PaddedRowBytes(call.hidden * ByteWidth(epilogue.x_dtype));
-  if (epilogue.emit_norm && padded_row > kMaxRowBytes) {
-    reader.Fail(StrCat("a row to normalise has ", padded_row,
-                       " bytes, the limit is ", kMaxRowBytes));
+  for (size_t i = 0; i < program.results.size(); ++i) {
+    const Result& result = program.results[i];
+    call.buffers.results[i] = next_result.NextOf(
+        StrCat("out", i), ToFfi(result.dtype),
+        ElementCount(attributes.analysis.extents[result.value], call.rows,
+                     call.hidden));
   }
   if (reader.error().failure()) return reader.error();
   return call;

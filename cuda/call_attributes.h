@@ -9,17 +9,17 @@
 #include <string>
 #include <vector>
 
-#include "cuda/epilogue.h"
+#include "cuda/call_buffers.h"
+#include "cuda/epilogue_program.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace oneshot {
 
-// What the attributes alone say.
+// What the attributes say.
 struct CallAttributes {
-  std::string site;   // names the all-reduce of the user's program in messages
-  Epilogue epilogue;  // the types of operands and results are not known yet
-  bool has_bias = false;
-  bool has_residual = false;
+  std::string site;  // names the all-reduce of the user's program in messages
+  EpilogueProgram program;  // valid
+  Analysis analysis;
   int64_t hidden = 0;
   int64_t num_partitions = 0;  // 0: the compiler did not know
   // Flattened ids (replica * num_partitions + partition), in order of the sum.
@@ -30,7 +30,7 @@ struct CallAttributes {
 
 // One call with its buffers.
 struct BoundCall {
-  Epilogue epilogue;
+  const EpilogueProgram* program = nullptr;  // that of the attributes
   Buffers buffers;
   int64_t rows = 0;
   int64_t hidden = 0;

@@ -466,6 +466,7 @@ class Describer {
         size_(static_cast<int>(program.instructions.size())),
         from_sum_(size_),
         in_norm_(size_),
+        statistic_(size_),
         names_(size_) {}
 
   std::string Describe() {
@@ -481,7 +482,7 @@ class Describer {
       const Instruction& v = program_.instructions[i];
       from_sum_[i] = v.op == Op::kSum || AnyInput(v, from_sum_);
       if (!from_sum_[i] || v.op == Op::kSum) continue;
-      if (!in_norm_[i]) in_norm_[i] = ContinuesNorm(v);
+      if (!in_norm_[i]) ContinueNorm(i);
       if (!names_[i].empty()) {
         add(names_[i], /*once=*/false);
       } else if (in_norm_[i] || v.op == Op::kConvert) {
@@ -584,27 +585,27 @@ class Describer {
 
   void MarkNorm(int reduction, const char* name) {
     names_[reduction] = name;
-    in_norm_[reduction] = true;
+    in_norm_[reduction] = statistic_[reduction] = true;
     const int input = Origin(At(reduction).inputs[0]);
     if (SquareRoot(input) >= 0) in_norm_[input] = true;
   }
 
-  // Whether an instruction belongs to the norm that an input belongs to: the
+  // Marks an instruction that belongs to the norm that an input belongs to: the
   // work on the row's statistics, their use, and then gain and offset.
-  bool ContinuesNorm(const Instruction& v) const {
-    for (int i = 0; i < Arity(v.op); ++i) {
-      const int input = v.inputs[i];
-      if (!in_norm_[input]) continue;
-      if (v.op == Op::kConvert) return true;
-      if (analysis_.extents[input] == Extent::kRow) {
-        return !IsReduction(v.op);
-      }
-      if ((v.op == Op::kMultiply || v.op == Op::kAdd) &&
-          analysis_.extents[v.inputs[1 - i]] == Extent::kColumn) {
-        return true;
-      }
+  void ContinueNorm(int index) {
+    const Instruction& v = At(index);
+    if (IsReduction(v.op)) return;
+    if (AnyInput(v, statistic_)) {
+      in_norm_[index] = true;
+      // Also with the gain, which may be multiplied in before the value is.
+      statistic_[index] = std::all_of(
+          v.inputs, v.inputs + Arity(v.op),
+          [&](int input) { return statistic_[input] || !from_sum_[input]; });
+    } else if (AnyInput(v, in_norm_)) {
+      in_norm_[index] = v.op == Op::kConvert ||
+                        ((v.op == Op::kMultiply || v.op == Op::kAdd) &&
+                         HasOther(v, Extent::kColumn));
     }
-    return false;
   }
 
   // Of two inputs, one comes from elsewhere and spreads like this.
@@ -619,6 +620,7 @@ class Describer {
   const int size_;
   std::vector<bool> from_sum_;
   std::vector<bool> in_norm_;
+  std::vector<bool> statistic_;     // in a norm, but not what is normalised
   std::vector<std::string> names_;  // of norms, where they begin
 };
 

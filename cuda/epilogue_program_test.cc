@@ -434,6 +434,12 @@ TEST(EpilogueProgramTest, DescribesNorms) {
                         "v13 = multiply v11 v12; v14 = in1; "
                         "v15 = add v13 v14")),
       "residual+layer_norm");
+  // The gain meets the scale before the value does.
+  EXPECT_EQ(Describe(WithBody("in0 column f32",
+                              "v1 = multiply v0 v0; v2 = reduce_sum v1; "
+                              "v3 = rsqrt v2; v4 = in0; v5 = multiply v3 v4; "
+                              "v6 = multiply v0 v5; v7 = multiply v6 v0")),
+            "rms_norm+multiply");
   // Both in one pass, the variance as the difference of two means.
   EXPECT_EQ(Describe(WithBody("in0 column f32",
                               "v1 = in0; v2 = add v0 v1; v3 = multiply v2 v2; "

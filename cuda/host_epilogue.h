@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/epilogue.h"
+#include "cuda/call_buffers.h"
+#include "cuda/epilogue_program.h"
 
 namespace oneshot {
 
@@ -16,11 +17,10 @@ namespace oneshot {
 float LoadElement(const void* data, DType dtype, int64_t index);
 void StoreElement(void* data, DType dtype, int64_t index, float value);
 
-// Computes the results of every rank of a group, given in group order. Every
-// element of x and of the addends is read before its place in a result is
-// written, so a result may share memory with an operand of the same rank.
-void AllReduceOnHost(const Epilogue& epilogue, int64_t rows, int64_t hidden,
-                     const std::vector<Buffers>& ranks);
+// Computes the results of every rank of a group, given in group order. The
+// program must be valid.
+void AllReduceOnHost(const EpilogueProgram& program, int64_t rows,
+                     int64_t hidden, const std::vector<Buffers>& ranks);
 
 }  // namespace oneshot
 

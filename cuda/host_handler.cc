@@ -68,19 +68,17 @@ void Conclude(const std::string& site, Meeting& meeting, size_t last) {
   std::vector<Buffers> buffers;
   ffi::Error error;
   for (const auto& rank : meeting.ranks) {
-    const BoundCall& call = rank->call;
-    if (call.rows != first.rows || call.hidden != first.hidden ||
-        !(call.epilogue == first.epilogue)) {
+    // Program and row length are those of the attributes, which they share.
+    if (rank->call.rows != first.rows) {
       error = SiteError(ffi::ErrorCode::kInvalidArgument, site,
-                        "the ranks of a group call with different shapes or "
-                        "types: " +
-                            std::to_string(call.rows) + " and " +
+                        "the ranks of a group call with different shapes: " +
+                            std::to_string(rank->call.rows) + " and " +
                             std::to_string(first.rows) + " rows");
     }
-    buffers.push_back(call.buffers);
+    buffers.push_back(rank->call.buffers);
   }
   if (error.success()) {
-    AllReduceOnHost(first.epilogue, first.rows, first.hidden, buffers);
+    AllReduceOnHost(*first.program, first.rows, first.hidden, buffers);
   }
   const auto release = [error](ffi::Promise done) {
     if (error.success()) {

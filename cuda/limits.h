@@ -20,7 +20,7 @@ inline constexpr int kMaxRanks = 8;
 inline constexpr int kPacketBytes = 16;
 
 // What one rank contributes to one all-reduce, every row padded to whole
-// packets. A workspace holds 2 x ranks x MaxMessageBytes on every device.
+// packets. A workspace holds 2 x ranks of these on every device.
 constexpr int64_t MaxMessageBytes(int ranks) {
   return (int64_t{16} << 20) / ranks;
 }
