@@ -30,6 +30,12 @@ cc_library(
     linkopts = ["-ldl", "-lpthread", "-lrt"],
     deps = [":headers"],
 )
+
+# The run-time compiler, for tests: the product loads that of JAX.
+filegroup(
+    name = "nvrtc",
+    srcs = glob(["nvrtc/libnvrtc*"]),
+)
 """
 
 def _usable(repository_ctx, nvcc):
@@ -63,6 +69,10 @@ def _cuda_repository_impl(repository_ctx):
         if library.exists:
             repository_ctx.symlink(library, "lib/libcudart_static.a")
             break
+    repository_ctx.symlink(
+        workspace_path(repository_ctx, ".deps/nvrtc/nvidia/cu13/lib"),
+        "nvrtc",
+    )
     repository_ctx.file(
         "nvcc",
         "#!/bin/sh\nexec '%s/bin/nvcc' \"$@\"\n" % root,

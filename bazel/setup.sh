@@ -107,6 +107,14 @@ cuda() {
     stop "pip could not install ${CUDA_PACKAGES[*]}"
 }
 
+nvrtc() {
+  say "fetching $NVRTC_PACKAGE"
+  rm -rf .deps/nvrtc
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
+    --only-binary=:all: --target .deps/nvrtc "$NVRTC_PACKAGE" ||
+    stop "pip could not install $NVRTC_PACKAGE"
+}
+
 [[ $(uname -sm) == "Linux x86_64" ]] || stop "needs Linux on x86-64, this is $(uname -sm)"
 command -v dpkg-query >/dev/null || stop "needs Debian or a system like it (dpkg, apt)"
 debian_packages
@@ -117,3 +125,4 @@ step .venv "$PWD ${VENV_PACKAGES[*]}" venv
 step .deps/xla "$XLA_PACKAGE" xla
 usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
   step .deps/cuda "${CUDA_PACKAGES[*]}" cuda
+step .deps/nvrtc "$NVRTC_PACKAGE" nvrtc

@@ -32,6 +32,9 @@ CUDA_PACKAGES=(
   nvidia-cuda-cccl==13.0.85
 )
 
+# The run-time compiler, to test what it is given: unpacked into .deps/nvrtc.
+NVRTC_PACKAGE=nvidia-cuda-nvrtc==13.0.88
+
 # Debian 12.
 DEBIAN_PACKAGES=(
   bazel-bootstrap

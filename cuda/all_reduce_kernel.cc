@@ -2,8 +2,8 @@
 #include "cuda/all_reduce_kernel.h"
 
 #include <algorithm>
+#include <future>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -23,10 +23,16 @@ static_assert(sizeof(KernelArguments::inboxes) / sizeof(void*) == kMaxRanks);
 // such device guarantees.
 constexpr int kPortableCluster = 8;
 
-// By compute capability and source.
+struct Compiled {
+  Kernel kernel;
+  std::string error;  // empty: the kernel is good
+};
+
+// By compute capability and source. Kernels are compiled outside of the lock,
+// several at a time; whoever wants one that is being compiled waits for it.
 struct Cache {
   std::mutex mutex;
-  std::map<std::pair<int, std::string>, std::unique_ptr<Kernel>> kernels;
+  std::map<std::pair<int, std::string>, std::shared_future<Compiled>> kernels;
 };
 
 Cache& GlobalCache() {
@@ -39,6 +45,23 @@ bool Check(cudaError_t status, const char* what, std::string* error) {
   cudaGetLastError();  // reported here: nobody else must find it
   *error = std::string(what) + ": " + cudaGetErrorString(status);
   return false;
+}
+
+Compiled Compile(const std::string& source, int compute_capability,
+                 const LaunchPlan& plan, bool wide) {
+  Compiled compiled;
+  compiled.kernel.plan = plan;
+  compiled.kernel.wide = wide;
+  std::string cubin;
+  cudaLibrary_t library = nullptr;
+  if (CompileCuda(source, compute_capability, &cubin, &compiled.error) &&
+      Check(cudaLibraryLoadData(&library, cubin.data(), nullptr, nullptr, 0,
+                                nullptr, nullptr, 0),
+            "loading a kernel", &compiled.error)) {
+    Check(cudaLibraryGetKernel(&compiled.kernel.function, library, kKernelName),
+          "finding a kernel", &compiled.error);
+  }
+  return compiled;
 }
 
 }  // namespace
@@ -65,7 +88,7 @@ bool QueryDevice(int device, DeviceTraits* traits, std::string* error) {
 }
 
 const Kernel* FindOrCompileKernel(const EpilogueProgram& program, int64_t rows,
-                                  int64_t hidden, int ranks, bool wide,
+                                  int64_t hidden, int ranks, bool aligned,
                                   const DeviceTraits& device,
                                   std::string* error) {
   const std::optional<LaunchPlan> plan =
@@ -75,45 +98,41 @@ const Kernel* FindOrCompileKernel(const EpilogueProgram& program, int64_t rows,
              " elements do not fit the workspace";
     return nullptr;
   }
-  return FindOrCompileKernel(program, *plan, ranks, wide, device, error);
+  return FindOrCompileKernel(program, *plan, ranks, aligned, device, error);
 }
 
 const Kernel* FindOrCompileKernel(const EpilogueProgram& program,
-                                  const LaunchPlan& plan, int ranks, bool wide,
-                                  const DeviceTraits& device,
+                                  const LaunchPlan& plan, int ranks,
+                                  bool aligned, const DeviceTraits& device,
                                   std::string* error) {
   if (plan.blocks == 0) {
     static const Kernel* const nothing = new Kernel;
     return nothing;
   }
+  const int elements = kPacketBytes / ByteWidth(program.x);
+  const bool wide = aligned && plan.hidden % elements == 0;
   std::pair<int, std::string> key(device.compute_capability,
                                   KernelSource(program, plan, ranks, wide));
   Cache& cache = GlobalCache();
-  // Held during the compilation: whoever wants the same kernel, waits for it.
-  const std::lock_guard<std::mutex> lock(cache.mutex);
-  const auto found = cache.kernels.find(key);
-  if (found != cache.kernels.end()) return found->second.get();
-
-  std::string cubin;
-  if (!CompileCuda(key.second, key.first, &cubin, error)) return nullptr;
-  auto kernel = std::make_unique<Kernel>();
-  kernel->plan = plan;
-  kernel->wide = wide;
-  cudaLibrary_t library = nullptr;
-  if (!Check(cudaLibraryLoadData(&library, cubin.data(), nullptr, nullptr, 0,
-                                 nullptr, nullptr, 0),
-             "loading a kernel", error) ||
-      !Check(cudaLibraryGetKernel(&kernel->function, library, kKernelName),
-             "finding a kernel", error)) {
-    return nullptr;
+  std::promise<Compiled> promise;
+  std::shared_future<Compiled> future;
+  bool mine = false;
+  {
+    const std::lock_guard<std::mutex> lock(cache.mutex);
+    std::shared_future<Compiled>& cached = cache.kernels[key];
+    mine = !cached.valid();
+    if (mine) cached = promise.get_future().share();
+    future = cached;
   }
-  return cache.kernels.emplace(std::move(key), std::move(kernel))
-      .first->second.get();
+  if (mine) promise.set_value(Compile(key.second, key.first, plan, wide));
+  // The cache keeps what the future refers to.
+  const Compiled& compiled = future.get();
+  if (compiled.error.empty()) return &compiled.kernel;
+  *error = compiled.error;
+  return nullptr;
 }
 
-bool CanBeWide(const EpilogueProgram& program, const LaunchPlan& plan,
-               const Buffers& buffers) {
-  if (plan.hidden % (kPacketBytes / ByteWidth(program.x)) != 0) return false;
+bool IsAligned(const Buffers& buffers) {
   uintptr_t bits = reinterpret_cast<uintptr_t>(buffers.x);
   for (const void* operand : buffers.operands) {
     bits |= reinterpret_cast<uintptr_t>(operand);
@@ -127,8 +146,8 @@ bool CanBeWide(const EpilogueProgram& program, const LaunchPlan& plan,
 cudaError_t LoadKernel(const Kernel& kernel) {
   if (kernel.function == nullptr) return cudaSuccess;
   cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(
-      &attributes, reinterpret_cast<const void*>(kernel.function));
+  return cudaFuncGetAttributes(&attributes,
+                               reinterpret_cast<const void*>(kernel.function));
 }
 
 cudaError_t LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,

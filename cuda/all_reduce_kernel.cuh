@@ -162,7 +162,8 @@ struct TruthPair {
 // Two elements as they lie in memory; float32 takes two words.
 template <DType kType>
 __device__ __forceinline__ Pair Decode(uint32_t word, uint32_t second = 0) {
-  if (kType == kF32) return Pair(__uint_as_float(word), __uint_as_float(second));
+  if (kType == kF32)
+    return Pair(__uint_as_float(word), __uint_as_float(second));
   if (kType == kBf16) {
     return Pair(__uint_as_float(word << 16),
                 __uint_as_float(word & 0xFFFF0000u));
@@ -180,7 +181,9 @@ template <DType kType>
 __device__ __forceinline__ uint32_t Encode(Pair pair) {
   uint32_t word;
   if (kType == kBf16) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.b), "f"(pair.a));
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
+        : "=r"(word)
+        : "f"(pair.b), "f"(pair.a));
   } else {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.b), "f"(pair.a));
   }
@@ -197,12 +200,10 @@ __device__ __forceinline__ float Round(float value) {
   return Round<kType>(Pair(value)).a;
 }
 
-#define ONESHOT_UNARY(Name, expression)                  \
-  __device__ __forceinline__ float Name(float x) {       \
-    return expression;                                   \
-  }                                                      \
-  __device__ __forceinline__ Pair Name(Pair x) {         \
-    return Pair(Name(x.a), Name(x.b));                   \
+#define ONESHOT_UNARY(Name, expression)                                 \
+  __device__ __forceinline__ float Name(float x) { return expression; } \
+  __device__ __forceinline__ Pair Name(Pair x) {                        \
+    return Pair(Name(x.a), Name(x.b));                                  \
   }
 ONESHOT_UNARY(Abs, fabsf(x))
 ONESHOT_UNARY(Cbrt, cbrtf(x))
@@ -238,12 +239,12 @@ __device__ __forceinline__ float MinimumOrNan(float x, float y) {
   return result;
 }
 
-#define ONESHOT_BINARY(Name, expression)                   \
+#define ONESHOT_BINARY(Name, expression)                    \
   __device__ __forceinline__ float Name(float x, float y) { \
-    return expression;                                     \
-  }                                                        \
-  __device__ __forceinline__ Pair Name(Pair x, Pair y) {   \
-    return Pair(Name(x.a, y.a), Name(x.b, y.b));           \
+    return expression;                                      \
+  }                                                         \
+  __device__ __forceinline__ Pair Name(Pair x, Pair y) {    \
+    return Pair(Name(x.a, y.a), Name(x.b, y.b));            \
   }
 ONESHOT_BINARY(Add, x + y)
 ONESHOT_BINARY(Atan2, atan2f(x, y))
@@ -271,12 +272,10 @@ ONESHOT_COMPARE(Lt, x < y)
 ONESHOT_COMPARE(Ne, x != y)
 #undef ONESHOT_COMPARE
 
-#define ONESHOT_LOGIC(Name, expression)                                 \
-  __device__ __forceinline__ bool Name(bool x, bool y) {                \
-    return expression;                                                  \
-  }                                                                     \
-  __device__ __forceinline__ TruthPair Name(TruthPair x, TruthPair y) { \
-    return TruthPair(Name(x.a, y.a), Name(x.b, y.b));                   \
+#define ONESHOT_LOGIC(Name, expression)                                       \
+  __device__ __forceinline__ bool Name(bool x, bool y) { return expression; } \
+  __device__ __forceinline__ TruthPair Name(TruthPair x, TruthPair y) {       \
+    return TruthPair(Name(x.a, y.a), Name(x.b, y.b));                         \
   }
 ONESHOT_LOGIC(And, x&& y)
 ONESHOT_LOGIC(Or, x || y)
@@ -304,13 +303,6 @@ __device__ __forceinline__ float Select(bool p, float x, float y) {
 }
 __device__ __forceinline__ Pair Select(TruthPair p, Pair x, Pair y) {
   return Pair(p.a ? x.a : y.a, p.b ? x.b : y.b);
-}
-__device__ __forceinline__ bool Select(bool p, bool x, bool y) {
-  return p ? x : y;
-}
-__device__ __forceinline__ TruthPair Select(TruthPair p, TruthPair x,
-                                            TruthPair y) {
-  return TruthPair(p.a ? x.a : y.a, p.b ? x.b : y.b);
 }
 template <typename T>
 __device__ __forceinline__ T Clamp(T low, T x, T high) {
@@ -342,10 +334,10 @@ __device__ __forceinline__ Place Locate(int tile, int p) {
   const int tile_in_row = tile - row * kTilesPerRow;
   Place place;
   place.row = row;
-  place.packet = (tile_in_row * kPackets + p) * kThreads +
-                 static_cast<int>(threadIdx.x);
+  place.packet =
+      (tile_in_row * kPackets + p) * kThreads + static_cast<int>(threadIdx.x);
   place.count = place.packet >= kPacketsPerRow ? 0
-                : kFull ? kElements
+                : kFull                        ? kElements
                         : min(kElements, kHidden - place.column());
   return place;
 }
@@ -557,9 +549,9 @@ struct Receiver {
                                                uint32_t epoch, int tile,
                                                const uint4 (&own)[kPackets],
                                                int first) {
-    uint4* const slot = static_cast<uint4*>(args.inboxes[args.rank]) +
-                        static_cast<int64_t>(epoch % 2) * kRanks *
-                            kMessagePackets;
+    uint4* const slot =
+        static_cast<uint4*>(args.inboxes[args.rank]) +
+        static_cast<int64_t>(epoch % 2) * kRanks * kMessagePackets;
     uint4 packets[kPackets][kBatch];
     // One bit for every packet that is still to come. All are asked for at
     // once; those that arrived are not asked for again, to leave the L2 to the
@@ -660,8 +652,7 @@ template <Reduction kReduction>
 __device__ __forceinline__ float OverWarp(float value) {
 #pragma unroll
   for (int mask = 1; mask < kWarp; mask *= 2) {
-    value = Combine<kReduction>(value,
-                                __shfl_xor_sync(kAllLanes, value, mask));
+    value = Combine<kReduction>(value, __shfl_xor_sync(kAllLanes, value, mask));
   }
   return value;
 }
@@ -753,11 +744,10 @@ struct RowReducer {
     } else {
       const uint32_t barrier = SharedAddress(&shares.complete[set]);
       if (threadIdx.x == 0) {
-        asm volatile(
-            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-            :
-            : "r"(barrier), "r"(slots * kPartials * 4)
-            : "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+                     :
+                     : "r"(barrier), "r"(slots * kPartials * 4)
+                     : "memory");
       }
       uint32_t done = 0;
       while (done == 0) {

@@ -49,26 +49,26 @@ bool QueryDevice(int device, DeviceTraits* traits, std::string* error);
 struct Kernel {
   LaunchPlan plan;
   cudaKernel_t function = nullptr;  // null: there is nothing to launch
-  bool wide = false;                // needs buffers aligned to 16 bytes
+  bool wide = false;                // needs aligned buffers
 };
 
 // The kernel from the process's cache, or a new one, which takes a fraction of
 // a second. Thread-safe. Null with the reason in `error` if the shape does not
-// fit or the compiler is missing. Kernels are never released: executables of
-// XLA, and graphs that were captured from them, do not say when they are gone.
+// fit or the compiler is missing. `aligned`: all buffers will be. Kernels are
+// never released: executables of XLA, and graphs that were captured from them,
+// do not say when they are gone.
 const Kernel* FindOrCompileKernel(const EpilogueProgram& program, int64_t rows,
-                                  int64_t hidden, int ranks, bool wide,
+                                  int64_t hidden, int ranks, bool aligned,
                                   const DeviceTraits& device,
                                   std::string* error);
 // With a tuning of the caller's.
 const Kernel* FindOrCompileKernel(const EpilogueProgram& program,
-                                  const LaunchPlan& plan, int ranks, bool wide,
-                                  const DeviceTraits& device,
+                                  const LaunchPlan& plan, int ranks,
+                                  bool aligned, const DeviceTraits& device,
                                   std::string* error);
 
-// Whether all buffers are aligned for, and the shape has use of, wide accesses.
-bool CanBeWide(const EpilogueProgram& program, const LaunchPlan& plan,
-               const Buffers& buffers);
+// Whether all buffers start where accesses of 16 bytes may.
+bool IsAligned(const Buffers& buffers);
 
 // Puts a kernel onto the current device. CUDA otherwise does it at the first
 // launch and may then wait for the device, which a kernel that waits for a peer

@@ -14,6 +14,9 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
+// No smaller element and no fewer ranks than these.
+constexpr int64_t kMaxElements = MaxMessageBytes(kMinRanks) / 2;
+
 template <typename... Parts>
 std::string StrCat(const Parts&... parts) {
   std::ostringstream out;
@@ -209,7 +212,13 @@ ffi::ErrorOr<CallAttributes> ParseCallAttributes(
 
   reader.Get<std::string_view>(attributes, "site");
   call.hidden = reader.Get<int64_t>(attributes, "hidden");
-  reader.Expect(call.hidden >= 1, "hidden", "at least 1", StrCat(call.hidden));
+  reader.Expect(call.hidden >= 1 && call.hidden <= kMaxElements, "hidden",
+                StrCat("1 to ", kMaxElements), StrCat(call.hidden));
+  if (reader.error().failure()) return reader.error();
+  call.rows = reader.Get<int64_t>(attributes, "rows");
+  reader.Expect(call.rows >= 0 && call.rows <= kMaxElements / call.hidden,
+                "rows", "at least 0 and no more than fit the workspace",
+                StrCat(call.rows));
   ReadProgram(attributes, reader, call);
   ReadGroups(attributes, reader, call);
   if (reader.error().failure()) return reader.error();
@@ -224,6 +233,7 @@ ffi::ErrorOr<BoundCall> BindCall(const CallAttributes& attributes,
   const EpilogueProgram& program = attributes.program;
   BoundCall call;
   call.program = &program;
+  call.rows = attributes.rows;
   call.hidden = attributes.hidden;
 
   const size_t num_operands = 1 + program.operands.size() +
@@ -240,13 +250,8 @@ ffi::ErrorOr<BoundCall> BindCall(const CallAttributes& attributes,
   if (reader.error().failure()) return reader.error();
 
   BufferCursor<ffi::RemainingArgs> next_operand(operands, reader);
-  int64_t elements = 0;
-  call.buffers.x = next_operand.Next("x", ToFfi(program.x), &elements);
-  if (elements % call.hidden != 0) {
-    reader.Fail(StrCat("x: expected rows of ", call.hidden, " elements, got ",
-                       elements, " elements"));
-  }
-  call.rows = elements / call.hidden;
+  call.buffers.x = next_operand.NextOf("x", ToFfi(program.x),
+                                       attributes.rows * attributes.hidden);
 
   for (size_t i = 0; i < program.operands.size(); ++i) {
     const Operand& operand = program.operands[i];

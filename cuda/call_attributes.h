@@ -20,6 +20,7 @@ struct CallAttributes {
   std::string site;  // names the all-reduce of the user's program in messages
   EpilogueProgram program;  // valid
   Analysis analysis;
+  int64_t rows = 0;
   int64_t hidden = 0;
   int64_t num_partitions = 0;  // 0: the compiler did not know
   // Flattened ids (replica * num_partitions + partition), in order of the sum.

@@ -411,7 +411,7 @@ std::string CheckReferences(const EpilogueProgram& program, int index) {
           : v.operand != -1) {
     return "no operand " + std::to_string(v.operand);
   }
-  if (v.op != Op::kConstant && host::Bits(v.constant) != 0) {
+  if (v.op != Op::kConstant && Bits(v.constant) != 0) {
     return "only a constant has a constant";
   }
   return "";
@@ -633,7 +633,7 @@ bool IsReduction(Op op) { return op >= Op::kReduceMax; }
 bool Instruction::operator==(const Instruction& other) const {
   // As in the text form: zeros differ by their sign, and NaN is NaN.
   const bool same_constant =
-      host::Bits(constant) == host::Bits(other.constant) ||
+      Bits(constant) == Bits(other.constant) ||
       (std::isnan(constant) && std::isnan(other.constant));
   return op == other.op && round == other.round &&
          std::equal(inputs, inputs + 3, other.inputs) &&

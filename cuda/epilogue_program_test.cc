@@ -109,7 +109,7 @@ std::string ConstantText(float value) {
   if (std::isnan(value)) {
     EXPECT_TRUE(std::isnan(got)) << text;
   } else {
-    EXPECT_EQ(host::Bits(got), host::Bits(value)) << text;
+    EXPECT_EQ(Bits(got), Bits(value)) << text;
   }
   EXPECT_TRUE(again == program) << text;
   const size_t begin = text.find("constant ") + 9;
@@ -129,7 +129,7 @@ TEST(EpilogueProgramTest, ConstantsRoundTripExactly) {
   EXPECT_EQ(ConstantText(-std::numeric_limits<float>::infinity()), "-inf");
   EXPECT_EQ(ConstantText(std::numeric_limits<float>::quiet_NaN()), "nan");
   std::mt19937 random(0);
-  for (int i = 0; i < 20000; ++i) ConstantText(host::FromBits(random()));
+  for (int i = 0; i < 20000; ++i) ConstantText(FromBits(random()));
 }
 
 TEST(EpilogueProgramTest, ConstantsMayBeSpelledInAnyWayButNotRounded) {
@@ -330,8 +330,7 @@ TEST(EpilogueProgramTest, EqualityIsThatOfTheText) {
     return program;
   };
   EXPECT_FALSE(constant(0.0f) == constant(-0.0f));
-  EXPECT_TRUE(constant(host::FromBits(0x7FC00000)) ==
-              constant(host::FromBits(0xFFC00001)));
+  EXPECT_TRUE(constant(FromBits(0x7FC00000)) == constant(FromBits(0xFFC00001)));
   EXPECT_FALSE(Parsed("x f32; v0 = sum; out0 v0 f32") ==
                Parsed("x bf16; v0 = sum; out0 v0 f32"));
   EXPECT_FALSE(Parsed("x f32; v0 = sum; out0 v0 f32") ==

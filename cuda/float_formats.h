@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The three element types of the product and their conversions from and to
-// float32, rounding to nearest even. Host and device share the interface: the
-// device uses the conversion instructions, the host plain integer arithmetic.
+// float32, rounding to nearest even, by integer arithmetic. A NaN becomes the
+// one that the conversion instructions of GPUs make.
 #ifndef ONESHOT_CUDA_FLOAT_FORMATS_H_
 #define ONESHOT_CUDA_FLOAT_FORMATS_H_
 
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#define ONESHOT_HOST_DEVICE __host__ __device__ __forceinline__
+#ifdef __CUDACC__  // tests make and look at data on devices
+#define ONESHOT_HOST_DEVICE __host__ __device__ inline
 #else
 #define ONESHOT_HOST_DEVICE inline
 #endif
@@ -25,35 +23,33 @@ ONESHOT_HOST_DEVICE constexpr int ByteWidth(DType dtype) {
   return dtype == DType::kF32 ? 4 : 2;
 }
 
-namespace host {
-
-inline uint32_t Bits(float value) {
+ONESHOT_HOST_DEVICE uint32_t Bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
 
-inline float FromBits(uint32_t bits) {
+ONESHOT_HOST_DEVICE float FromBits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
-inline uint16_t EncodeBf16(float value) {
+ONESHOT_HOST_DEVICE uint16_t EncodeBf16(float value) {
   const uint32_t bits = Bits(value);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFF;  // the device's NaN
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFF;
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline float DecodeBf16(uint16_t bits) {
+ONESHOT_HOST_DEVICE float DecodeBf16(uint16_t bits) {
   return FromBits(static_cast<uint32_t>(bits) << 16);
 }
 
-inline uint16_t EncodeF16(float value) {
+ONESHOT_HOST_DEVICE uint16_t EncodeF16(float value) {
   const uint32_t bits = Bits(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return 0x7FFF;  // the device's NaN
+  if (magnitude > 0x7F800000u) return 0x7FFF;
   // 65520 lies half way between the largest float16 and the next power of two.
   if (magnitude >= 0x477FF000u) return sign | 0x7C00u;
   if (magnitude < 0x38800000u) {
@@ -67,7 +63,7 @@ inline uint16_t EncodeF16(float value) {
                     (rebiased + 0xFFFu + ((rebiased >> 13) & 1u)) >> 13);
 }
 
-inline float DecodeF16(uint16_t bits) {
+ONESHOT_HOST_DEVICE float DecodeF16(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7FFFu;
   if (magnitude >= 0x7C00u) {
@@ -78,40 +74,6 @@ inline float DecodeF16(uint16_t bits) {
     return FromBits(sign | Bits(value));
   }
   return FromBits(sign | ((magnitude << 13) + (112u << 23)));
-}
-
-}  // namespace host
-
-ONESHOT_HOST_DEVICE uint16_t EncodeBf16(float value) {
-#ifdef __CUDA_ARCH__
-  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
-#else
-  return host::EncodeBf16(value);
-#endif
-}
-
-ONESHOT_HOST_DEVICE float DecodeBf16(uint16_t bits) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-#else
-  return host::DecodeBf16(bits);
-#endif
-}
-
-ONESHOT_HOST_DEVICE uint16_t EncodeF16(float value) {
-#ifdef __CUDA_ARCH__
-  return __half_as_ushort(__float2half_rn(value));
-#else
-  return host::EncodeF16(value);
-#endif
-}
-
-ONESHOT_HOST_DEVICE float DecodeF16(uint16_t bits) {
-#ifdef __CUDA_ARCH__
-  return __half2float(__ushort_as_half(bits));
-#else
-  return host::DecodeF16(bits);
-#endif
 }
 
 // The nearest value of `dtype`, as a float32.

@@ -59,7 +59,7 @@ TEST(FloatFormatsTest, DecodedValues) {
 TEST(FloatFormatsTest, RoundsToNearestEven) {
   std::mt19937 random(1);
   for (int i = 0; i < 2000000; ++i) {
-    const float value = host::FromBits(random());
+    const float value = FromBits(random());
     if (std::isnan(value)) continue;
     const double bf16 = Nearest(value, 7, -126);
     // 2^128 - 2^119 is where bfloat16 overflows; Nearest yields 2^128 there.
@@ -70,8 +70,7 @@ TEST(FloatFormatsTest, RoundsToNearestEven) {
   for (int i = 0; i < 2000000; ++i) {
     // Exponents around the range of float16.
     const uint32_t exponent = 127 - 28 + random() % 48;
-    const float value =
-        host::FromBits((random() & 0x807FFFFFu) | (exponent << 23));
+    const float value = FromBits((random() & 0x807FFFFFu) | (exponent << 23));
     const double f16 = Nearest(value, 10, -14);
     const float want =
         std::abs(f16) >= 65536 ? std::copysign(kInfinity, value) : f16;

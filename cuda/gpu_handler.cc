@@ -6,7 +6,8 @@
 //                group. This also makes XLA hold the group for the execution
 //                and let all ranks meet after initialize, so no rank waits in a
 //                kernel for one that is still allocating or loading;
-//   initialize   per execution and device: makes sure there is a workspace;
+//   initialize   per execution and device: makes sure that there is a workspace
+//                and that the kernel is on the device;
 //   execute      per execution and device, or once under graph capture: only
 //                launches a kernel.
 #include <cuda_runtime_api.h>
@@ -14,8 +15,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 
@@ -25,7 +26,6 @@
 #include "cuda/export.h"
 #include "cuda/ffi_collectives.h"
 #include "cuda/ffi_state.h"
-#include "cuda/launch_plan.h"
 #include "cuda/workspace_cache.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -44,14 +44,26 @@ struct GpuCall {
   static inline ffi::TypeId id = XLA_FFI_UNKNOWN_TYPE_ID;
 
   CallAttributes attributes;
+  uint64_t site = 0;  // names it in a Fault
   // By device ordinal, as found by the latest initialize.
-  std::array<std::atomic<const Workspace*>, kMaxDevices> workspaces = {};
+  struct Device {
+    std::atomic<const Workspace*> workspace = nullptr;
+    std::atomic<const Kernel*> kernel = nullptr;
+  };
+  std::array<Device, kMaxDevices> devices;
 
   ffi::Error Failure(const std::string& message) const {
     return SiteError(ffi::ErrorCode::kFailedPrecondition, attributes.site,
                      message);
   }
 };
+
+const Kernel* KernelOf(const CallAttributes& attributes, bool aligned,
+                       const Workspace& workspace, std::string* error) {
+  return FindOrCompileKernel(attributes.program, attributes.rows,
+                             attributes.hidden, attributes.ranks(), aligned,
+                             workspace.device, error);
+}
 
 ffi::ErrorOr<std::unique_ptr<GpuCall>> Instantiate(ffi::Dictionary dictionary) {
   ffi::ErrorOr<CallAttributes> attributes = ParseCallAttributes(dictionary);
@@ -82,12 +94,30 @@ ffi::Error Initialize(GpuCall* call, int32_t device,
   if (workspace == nullptr) {
     return call->Failure("cannot set up peer memory: " + error);
   }
-  if (workspace->view.ranks != call->attributes.ranks()) {
+  const CallAttributes& attributes = call->attributes;
+  if (workspace->view.ranks != attributes.ranks()) {
     return call->Failure(
         "the communicator has " + std::to_string(workspace->view.ranks) +
-        " ranks, the group " + std::to_string(call->attributes.ranks()));
+        " ranks, the group " + std::to_string(attributes.ranks()));
   }
-  call->workspaces[device].store(workspace, std::memory_order_release);
+  GpuCall::Device& on_device = call->devices[device];
+  on_device.workspace.store(workspace, std::memory_order_release);
+  if (on_device.kernel.load(std::memory_order_acquire) != nullptr) {
+    return ffi::Error::Success();
+  }
+  // XLA aligns its buffers by far more than a packet; Execute looks again.
+  const Kernel* kernel =
+      KernelOf(attributes, /*aligned=*/true, *workspace, &error);
+  if (kernel == nullptr) return call->Failure(error);
+  const DeviceGuard guard(device);
+  cudaError_t status = guard.status();
+  if (status == cudaSuccess) status = LoadKernel(*kernel);
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // reported here: nobody else must find it
+    return call->Failure(std::string("loading the kernel: ") +
+                         cudaGetErrorString(status));
+  }
+  on_device.kernel.store(kernel, std::memory_order_release);
   return ffi::Error::Success();
 }
 
@@ -96,26 +126,26 @@ ffi::Error Execute(GpuCall* call, int32_t device, cudaStream_t stream,
   ffi::ErrorOr<BoundCall> bound = BindCall(call->attributes, operands, results,
                                            /*trailing_operands=*/0);
   if (bound.has_error()) return bound.error();
-  const Workspace* workspace =
-      device < 0 || device >= kMaxDevices
-          ? nullptr
-          : call->workspaces[device].load(std::memory_order_acquire);
-  if (workspace == nullptr) {
+  const Workspace* workspace = nullptr;
+  const Kernel* kernel = nullptr;
+  if (device >= 0 && device < kMaxDevices) {
+    workspace = call->devices[device].workspace.load(std::memory_order_acquire);
+    kernel = call->devices[device].kernel.load(std::memory_order_acquire);
+  }
+  if (workspace == nullptr || kernel == nullptr) {
     return call->Failure("executed without initialize on device " +
                          std::to_string(device));
   }
-  const std::optional<LaunchPlan> plan = PlanLaunch(
-      bound->epilogue, bound->rows, bound->hidden, workspace->multiprocessors);
-  if (!plan) {
-    return call->Failure(std::to_string(bound->rows) + " rows of " +
-                         std::to_string(bound->hidden) +
-                         " elements do not fit the workspace");
+  if (kernel->wide && !IsAligned(bound->buffers)) {
+    std::string error;
+    kernel = KernelOf(call->attributes, /*aligned=*/false, *workspace, &error);
+    if (kernel == nullptr) return call->Failure(error);
   }
   const DeviceGuard guard(device);
   cudaError_t status = guard.status();
   if (status == cudaSuccess) {
-    status = LaunchAllReduce(*plan, bound->epilogue, bound->buffers,
-                             workspace->view, stream);
+    status = LaunchAllReduce(*kernel, bound->buffers, workspace->view,
+                             call->site, stream);
   }
   if (status != cudaSuccess) {
     cudaGetLastError();  // reported here: nobody else must find it
@@ -123,6 +153,27 @@ ffi::Error Execute(GpuCall* call, int32_t device, cudaStream_t stream,
                          cudaGetErrorString(status));
   }
   return ffi::Error::Success();
+}
+
+// For every kind of device that the process sees.
+void Compile(const char* text, int64_t rows, int64_t hidden, int ranks,
+             std::string* error) {
+  EpilogueProgram program;
+  if (!FromText(text, &program, error)) return;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    *error = "no device answers";
+    return;
+  }
+  for (int device = 0; device < count; ++device) {
+    DeviceTraits traits;
+    if (!QueryDevice(device, &traits, error) ||
+        FindOrCompileKernel(program, rows, hidden, ranks, /*aligned=*/true,
+                            traits, error) == nullptr) {
+      return;
+    }
+  }
 }
 
 XLA_FFI_DEFINE_HANDLER(kInstantiate, Instantiate,
@@ -150,6 +201,15 @@ XLA_FFI_DEFINE_HANDLER(kExecute, Execute,
 
 }  // namespace
 }  // namespace oneshot
+
+// Compiles the kernel of a call ahead of its first run. Null, or a malloc'ed
+// reason why that is not possible. Thread-safe.
+ONESHOT_EXPORT char* oneshot_gpu_compile(const char* program, int64_t rows,
+                                         int64_t hidden, int ranks) {
+  std::string error;
+  oneshot::Compile(program, rows, hidden, ranks, &error);
+  return error.empty() ? nullptr : strdup(error.c_str());
+}
 
 ONESHOT_EXPORT XLA_FFI_Error* OneshotGpuInstantiate(
     XLA_FFI_CallFrame* call_frame) {

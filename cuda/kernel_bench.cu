@@ -209,7 +209,7 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
           if (!plan || (tuning && IsWasteful(*plan))) continue;
           std::string error;
           const Kernel* kernel = FindOrCompileKernel(
-              program, *plan, ranks.size(), /*wide=*/true, device, &error);
+              program, *plan, ranks.size(), /*aligned=*/true, device, &error);
           if (kernel == nullptr) {
             std::fprintf(stderr, "%s\n", error.c_str());
             std::exit(1);
@@ -227,8 +227,7 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
               "ranks=%d [%d,%d] bf16 %s: %.2f us  (%d blocks of %d, %d packets "
               "a thread, clusters of %d)\n",
               ranks.size(), rows, hidden, timed.name, time, plan->blocks,
-              plan->tuning.threads, plan->tuning.packets,
-              plan->tuning.cluster);
+              plan->tuning.threads, plan->tuning.packets, plan->tuning.cluster);
           std::fflush(stdout);
         }
         for (int r = 0; r < ranks.size(); ++r) {

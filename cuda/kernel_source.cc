@@ -87,8 +87,7 @@ class ProgramWriter {
   // What costs no more than a register move or a few instructions on operands
   // that are in registers anyway.
   bool IsCheap(int v) const {
-    return At(v).op == Op::kOperand ||
-           analysis_.extents[v] == Extent::kColumn;
+    return At(v).op == Op::kOperand || analysis_.extents[v] == Extent::kColumn;
   }
 
   static std::string Value(int v) { return "v" + Number(v); }
@@ -120,7 +119,8 @@ class ProgramWriter {
       const Operand& operand = program_.operands[o];
       out_ << "    base" << o << " = args.operands[" << o << "];\n";
       if (operand.slices == 0) continue;
-      const char* elements = operand.extent == Extent::kElement  ? "kRows * kHidden"
+      const char* elements = operand.extent == Extent::kElement
+                                 ? "kRows * kHidden"
                              : operand.extent == Extent::kColumn ? "kHidden"
                              : operand.extent == Extent::kRow    ? "kRows"
                                                                  : "1";

@@ -89,13 +89,12 @@ std::optional<LaunchPlan> Spread(const Shape& shape, const Tuning& tuning,
   plan.hidden = static_cast<int>(shape.hidden);
   plan.packets_per_row = static_cast<int>(shape.packets);
   plan.tuning = tuning;
-  plan.tiles_per_row =
-      shape.reduces ? tuning.cluster
-                    : static_cast<int>(CeilDivide(shape.packets, tile));
+  plan.tiles_per_row = shape.reduces
+                           ? tuning.cluster
+                           : static_cast<int>(CeilDivide(shape.packets, tile));
   // Blocks beyond these would only wait for a place; a cluster is never split.
-  const int64_t cap =
-      int64_t{device.multiprocessors} *
-      std::max(1, kThreadsPerMultiprocessor / tuning.threads);
+  const int64_t cap = int64_t{device.multiprocessors} *
+                      std::max(1, kThreadsPerMultiprocessor / tuning.threads);
   const int64_t clusters = shape.rows * plan.tiles_per_row / tuning.cluster;
   plan.blocks = static_cast<int>(
       tuning.cluster *
@@ -109,8 +108,7 @@ std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
                                      int64_t rows, int64_t hidden, int ranks,
                                      const DeviceLimits& device) {
   if (rows == 0) return LaunchPlan();
-  const std::optional<Shape> shape =
-      ShapeOnWire(program, rows, hidden, ranks);
+  const std::optional<Shape> shape = ShapeOnWire(program, rows, hidden, ranks);
   if (!shape) return std::nullopt;
   return Spread(*shape, Choose(*shape, device), device);
 }
@@ -119,8 +117,7 @@ std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
                                      int64_t rows, int64_t hidden, int ranks,
                                      const DeviceLimits& device,
                                      const Tuning& tuning) {
-  const std::optional<Shape> shape =
-      ShapeOnWire(program, rows, hidden, ranks);
+  const std::optional<Shape> shape = ShapeOnWire(program, rows, hidden, ranks);
   if (!shape) return std::nullopt;
   return Spread(*shape, tuning, device);
 }

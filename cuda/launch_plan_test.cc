@@ -3,133 +3,141 @@
 
 #include <gtest/gtest.h>
 
-#include <tuple>
+#include <string>
 
 #include "cuda/limits.h"
 
 namespace oneshot {
 namespace {
 
-constexpr int kH100 = 132;
+constexpr DeviceLimits kH100 = {132, 8};
+constexpr DeviceLimits kA100 = {108, 1};
 
-Epilogue Sum(DType wire) {
-  Epilogue epilogue;
-  epilogue.x_dtype = wire;
-  epilogue.emit_sum = true;
-  return epilogue;
+EpilogueProgram Parse(const std::string& text) {
+  EpilogueProgram program;
+  std::string error;
+  EXPECT_TRUE(FromText(text, &program, &error)) << error;
+  return program;
 }
 
-Epilogue Norm(DType wire) {
-  Epilogue epilogue = Sum(wire);
-  epilogue.emit_norm = true;
-  return epilogue;
+EpilogueProgram Sum(const std::string& wire) {
+  return Parse("x " + wire + "; v0 = sum; out0 v0 f32");
 }
 
-Epilogue BiasedSum(DType wire) {
-  Epilogue epilogue = Sum(wire);
-  epilogue.num_addends = 1;
-  epilogue.addends[0].per_row = false;
-  return epilogue;
+EpilogueProgram Norm(const std::string& wire) {
+  return Parse("x " + wire +
+               "; v0 = sum; v1 = reduce_sum v0; v2 = multiply v0 v1; "
+               "out0 v2 f32");
 }
 
-TEST(LaunchPlanTest, DecodeStepOfOneRowPerBlock) {
-  const auto plan = PlanLaunch(Norm(DType::kBf16), 8, 8192, kH100);
+EpilogueProgram BiasedSum(const std::string& wire) {
+  return Parse("x " + wire +
+               "; in0 column f32; v0 = sum; v1 = in0; v2 = add v0 v1; "
+               "out0 v2 f32");
+}
+
+TEST(LaunchPlanTest, ClusterTakesARow) {
+  const auto plan = PlanLaunch(Norm("bf16"), 8, 8192, 2, kH100);
   ASSERT_TRUE(plan.has_value());
-  EXPECT_EQ(plan->blocks, 8);
-  EXPECT_EQ(plan->threads, 1024);
-  EXPECT_EQ(plan->packets_per_thread, 1);
   EXPECT_EQ(plan->packets_per_row, 1024);
+  EXPECT_EQ(plan->tuning, (Tuning{128, 1, 8}));
+  EXPECT_EQ(plan->tiles_per_row, 8);
+  EXPECT_EQ(plan->blocks, 64);
 }
 
-TEST(LaunchPlanTest, PartitionOfARowDependsOnItsLengthAlone) {
-  const auto one = PlanLaunch(Norm(DType::kBf16), 1, 5120, kH100);
-  const auto many = PlanLaunch(Norm(DType::kBf16), 100, 5120, 20);
-  ASSERT_TRUE(one.has_value() && many.has_value());
-  EXPECT_EQ(one->threads, many->threads);
-  EXPECT_EQ(one->packets_per_thread, many->packets_per_thread);
-  EXPECT_EQ(many->blocks, 10);
+TEST(LaunchPlanTest, WithoutClustersABlockTakesARow) {
+  const auto plan = PlanLaunch(Norm("bf16"), 8, 8192, 2, kA100);
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->tuning.cluster, 1);
+  EXPECT_EQ(plan->tiles_per_row, 1);
+  EXPECT_EQ(plan->blocks, 8);
 }
 
 TEST(LaunchPlanTest, RowsAreJoinedWhereTheyDoNotMatter) {
-  const auto sum = PlanLaunch(Sum(DType::kBf16), 4, 1001, kH100);
+  const auto sum = PlanLaunch(Sum("bf16"), 4, 1001, 2, kH100);
   ASSERT_TRUE(sum.has_value());
   EXPECT_EQ(sum->rows, 1);
   EXPECT_EQ(sum->hidden, 4004);
-  const auto biased = PlanLaunch(BiasedSum(DType::kBf16), 4, 1001, kH100);
+  const auto biased = PlanLaunch(BiasedSum("bf16"), 4, 1001, 2, kH100);
   ASSERT_TRUE(biased.has_value());
   EXPECT_EQ(biased->rows, 4);
   EXPECT_EQ(biased->hidden, 1001);
+  EXPECT_EQ(biased->packets_per_row, 126);
 }
 
-TEST(LaunchPlanTest, NothingToDoTakesNoBlocks) {
-  const auto plan = PlanLaunch(Norm(DType::kF32), 0, 64, kH100);
+TEST(LaunchPlanTest, MessageLimit) {
+  for (int ranks = kMinRanks; ranks <= kMaxRanks; ++ranks) {
+    const int64_t most = MaxMessageBytes(ranks) / 16 * 16 / 2;
+    EXPECT_TRUE(PlanLaunch(Sum("bf16"), 1, most, ranks, kH100).has_value());
+    EXPECT_FALSE(
+        PlanLaunch(Sum("bf16"), 1, most + 8, ranks, kH100).has_value());
+    EXPECT_FALSE(PlanLaunch(Sum("bf16"), most, 8, ranks, kH100).has_value());
+  }
+  // Padding counts: a row of one element fills a packet.
+  EXPECT_FALSE(
+      PlanLaunch(BiasedSum("bf16"), MaxMessageBytes(2) / 16 + 1, 1, 2, kH100)
+          .has_value());
+}
+
+TEST(LaunchPlanTest, RowLimitOfAReduction) {
+  const int64_t most = kMaxRowBytes / 2;
+  EXPECT_TRUE(PlanLaunch(Norm("bf16"), 1, most, 2, kH100).has_value());
+  EXPECT_TRUE(PlanLaunch(Norm("bf16"), 1, most, 2, kA100).has_value());
+  EXPECT_FALSE(PlanLaunch(Norm("bf16"), 1, most + 8, 2, kH100).has_value());
+}
+
+TEST(LaunchPlanTest, NothingToDo) {
+  const auto plan = PlanLaunch(Norm("bf16"), 0, 8192, 2, kH100);
   ASSERT_TRUE(plan.has_value());
   EXPECT_EQ(plan->blocks, 0);
 }
 
-TEST(LaunchPlanTest, LimitsOfTheMessage) {
-  const int64_t elements = kMaxMessageBytes / 2;
-  EXPECT_TRUE(PlanLaunch(Sum(DType::kBf16), 1, elements, kH100).has_value());
-  EXPECT_FALSE(
-      PlanLaunch(Sum(DType::kBf16), 1, elements + 1, kH100).has_value());
-  // Rows of one element take a packet each.
-  const int64_t rows = kMaxMessageBytes / kPacketBytes;
-  EXPECT_TRUE(PlanLaunch(BiasedSum(DType::kF32), rows, 1, kH100).has_value());
-  EXPECT_FALSE(
-      PlanLaunch(BiasedSum(DType::kF32), rows + 1, 1, kH100).has_value());
-}
-
-TEST(LaunchPlanTest, LimitsOfANormalisedRow) {
-  EXPECT_TRUE(
-      PlanLaunch(Norm(DType::kBf16), 1, kMaxRowBytes / 2, kH100).has_value());
-  EXPECT_FALSE(PlanLaunch(Norm(DType::kBf16), 1, kMaxRowBytes / 2 + 1, kH100)
-                   .has_value());
-}
-
-class EveryShape
-    : public testing::TestWithParam<std::tuple<DType, int, int, int>> {};
-
-TEST_P(EveryShape, IsCoveredByTilesAndLegal) {
-  const auto [wire, rows, hidden, multiprocessors] = GetParam();
-  for (const Epilogue& epilogue : {Sum(wire), BiasedSum(wire), Norm(wire)}) {
-    const auto plan = PlanLaunch(epilogue, rows, hidden, multiprocessors);
-    if (!plan) {
-      EXPECT_GT(rows * PaddedRowBytes(int64_t{hidden} * ByteWidth(wire)),
-                std::min(kMaxMessageBytes, kMaxRowBytes));
-      continue;
+// Whatever the shape: the tiles cover it, blocks fit the device, and clusters
+// are never split.
+TEST(LaunchPlanTest, PlansAreSound) {
+  for (const DeviceLimits& device :
+       {kH100, kA100, DeviceLimits{16, 8}, DeviceLimits{1, 1}}) {
+    for (const char* wire : {"f32", "bf16", "f16"}) {
+      for (const int64_t hidden :
+           {1, 7, 64, 96, 1000, 1003, 2048, 4096, 5120, 8192, 16384, 32768}) {
+        for (const int64_t rows : {1, 2, 3, 8, 33, 64, 128, 512}) {
+          for (const bool reduces : {false, true}) {
+            const EpilogueProgram program =
+                reduces ? Norm(wire) : BiasedSum(wire);
+            const auto plan = PlanLaunch(program, rows, hidden, 2, device);
+            if (!plan) continue;
+            const Tuning& tuning = plan->tuning;
+            EXPECT_GE(
+                int64_t{plan->tiles_per_row} * tuning.threads * tuning.packets,
+                plan->packets_per_row);
+            EXPECT_EQ(tuning.threads % 32, 0);
+            EXPECT_LE(tuning.threads, kMaxThreads);
+            EXPECT_LE(tuning.packets, kMaxPacketsPerThread);
+            EXPECT_LE(tuning.cluster, device.max_cluster);
+            EXPECT_GE(plan->blocks, 1);
+            EXPECT_EQ(plan->blocks % tuning.cluster, 0);
+            EXPECT_EQ(plan->tiles_per_row % tuning.cluster, 0);
+            if (reduces) {
+              EXPECT_EQ(plan->tiles_per_row, tuning.cluster);
+            }
+            EXPECT_LE(plan->blocks, plan->rows * plan->tiles_per_row);
+          }
+        }
+      }
     }
-    EXPECT_EQ(int64_t{plan->rows} * plan->hidden, int64_t{rows} * hidden);
-    EXPECT_EQ(int64_t{plan->packets_per_row} * kPacketBytes,
-              PaddedRowBytes(int64_t{plan->hidden} * ByteWidth(wire)));
-    EXPECT_LE(int64_t{plan->rows} * plan->packets_per_row * kPacketBytes,
-              kMaxMessageBytes);
-    EXPECT_EQ(plan->threads % 32, 0);
-    EXPECT_GE(plan->threads, 32);
-    EXPECT_LE(plan->threads, kMaxThreads);
-    const int tile = plan->threads * plan->packets_per_thread;
-    EXPECT_GE(plan->tiles_per_row * tile, plan->packets_per_row);
-    EXPECT_LT((plan->tiles_per_row - 1) * tile, plan->packets_per_row);
-    EXPECT_GE(plan->blocks, 1);
-    EXPECT_LE(plan->blocks, plan->rows * plan->tiles_per_row);
-    EXPECT_LE(plan->blocks, std::max(1, multiprocessors / 2));
-    if (epilogue.emit_norm) {
-      EXPECT_EQ(plan->tiles_per_row, 1);
-      EXPECT_EQ(plan->rows, rows);
-    } else {
-      EXPECT_EQ(plan->packets_per_thread, 1);
-    }
-    const int p = plan->packets_per_thread;
-    EXPECT_TRUE(p == 1 || p == 2 || p == 4) << p;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    LaunchPlanTest, EveryShape,
-    testing::Combine(testing::Values(DType::kF32, DType::kBf16, DType::kF16),
-                     testing::Values(1, 2, 7, 8, 33, 64, 128),
-                     testing::Values(1, 7, 64, 96, 1000, 2048, 4096, 5120, 8191,
-                                     8192, 16384, 32768),
-                     testing::Values(1, 2, 16, 108, 132)));
+TEST(LaunchPlanTest, TuningsThatDoNotFitAreRefused) {
+  const auto plan = [](const Tuning& tuning, const DeviceLimits& device) {
+    return PlanLaunch(Norm("bf16"), 8, 8192, 2, device, tuning);
+  };
+  EXPECT_TRUE(plan({128, 1, 8}, kH100).has_value());
+  EXPECT_FALSE(plan({128, 1, 8}, kA100).has_value());
+  EXPECT_FALSE(plan({128, 1, 4}, kH100).has_value());  // half of a row
+  EXPECT_FALSE(plan({100, 2, 8}, kH100).has_value());
+  EXPECT_FALSE(plan({2048, 1, 1}, kH100).has_value());
+}
 
 }  // namespace
 }  // namespace oneshot

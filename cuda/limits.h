@@ -25,18 +25,15 @@ constexpr int64_t MaxMessageBytes(int ranks) {
   return (int64_t{16} << 20) / ranks;
 }
 
-// A row that is normalised is held in the registers of one thread block.
+// A row that is reduced is held in the registers of one cluster.
 inline constexpr int kMaxThreads = 1024;
 inline constexpr int kMaxPacketsPerThread = 4;
 inline constexpr int64_t kMaxRowBytes =
     int64_t{kPacketBytes} * kMaxThreads * kMaxPacketsPerThread;
 
-// Marks a word of the workspace that no rank has written yet. As data it is a
-// NaN in float32 and two NaNs in bfloat16 and float16, so a rank may send
-// another NaN in its place: see all_reduce_kernel.cuh.
+// Marks a word of the workspace that no rank has written yet; see
+// all_reduce_kernel.cuh.
 inline constexpr uint32_t kSentinel = 0xFFFFFFFFu;
-inline constexpr uint32_t kSentinelReplacement32 = 0x7FFFFFFFu;
-inline constexpr uint32_t kSentinelReplacement16 = 0x7FFF7FFFu;
 
 // Bytes of one row on the wire.
 constexpr int64_t PaddedRowBytes(int64_t row_bytes) {

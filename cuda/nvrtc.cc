@@ -119,8 +119,8 @@ bool CompileCuda(const std::string& source, int compute_capability,
     return false;
   }
   Program program = nullptr;
-  int status =
-      nvrtc->create(&program, source.c_str(), "oneshot.cu", 0, nullptr, nullptr);
+  int status = nvrtc->create(&program, source.c_str(), "oneshot.cu", 0, nullptr,
+                             nullptr);
   if (status != 0) {
     *error = std::string("NVRTC: ") + nvrtc->error_string(status);
     return false;
@@ -131,8 +131,9 @@ bool CompileCuda(const std::string& source, int compute_capability,
   // name, with an "a", gives access to; none of them is used here.
   const std::string architecture =
       "--gpu-architecture=sm_" + std::to_string(compute_capability);
-  const char* options[] = {architecture.c_str(), "--std=c++17"};
-  status = nvrtc->compile(program, 2, options);
+  // A multiplication and an addition stay two roundings, as the HLO has them.
+  const char* options[] = {architecture.c_str(), "--std=c++17", "--fmad=false"};
+  status = nvrtc->compile(program, 3, options);
   if (status != 0) {
     size_t size = 0;
     std::string log;

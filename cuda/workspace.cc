@@ -22,7 +22,7 @@ constexpr int kMinComputeCapability = 80;        // bfloat16 conversions
 
 // Layouts that both sides of a link must share.
 constexpr uint64_t kLayout = static_cast<uint64_t>(kAbiVersion) << 48 ^
-                             static_cast<uint64_t>(kMaxMessageBytes) << 8 ^
+                             static_cast<uint64_t>(MaxMessageBytes(1)) << 8 ^
                              kMaxRanks;
 
 // A reason to refuse, as it travels between ranks; empty: none.
@@ -127,27 +127,17 @@ void Accept(const Introduction& mine, const Introduction& other, int other_rank,
 }
 
 // Everything a rank can do on its own.
-char* PrepareDevice(int device, int ranks, int* multiprocessors,
+char* PrepareDevice(int device, int ranks, DeviceTraits* traits,
                     Reason& reason) {
-  int major = 0;
-  int minor = 0;
-  if (!Check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
-                                    device),
-             "cudaDeviceGetAttribute", reason) ||
-      !Check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor,
-                                    device),
-             "cudaDeviceGetAttribute", reason) ||
-      !Check(cudaDeviceGetAttribute(multiprocessors,
-                                    cudaDevAttrMultiProcessorCount, device),
-             "cudaDeviceGetAttribute", reason)) {
+  std::string error;
+  if (!QueryDevice(device, traits, &error)) {
+    reason.Set("%s", error.c_str());
     return nullptr;
   }
-  if (major * 10 + minor < kMinComputeCapability) {
+  const int capability = traits->compute_capability;
+  if (capability < kMinComputeCapability) {
     reason.Set("device %d has compute capability %d.%d, at least 8.0 is needed",
-               device, major, minor);
-    return nullptr;
-  }
-  if (!Check(LoadAllReduceKernels(ranks), "loading the kernels", reason)) {
+               device, capability / 10, capability % 10);
     return nullptr;
   }
   return AllocateInbox(ranks, reason);
@@ -169,8 +159,7 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   Introduction mine = {};
   char* memory = nullptr;
   if (Check(guard.status(), "cudaSetDevice", mine.reason)) {
-    memory =
-        PrepareDevice(device, ranks, &workspace->multiprocessors, mine.reason);
+    memory = PrepareDevice(device, ranks, &workspace->device, mine.reason);
   }
   mine.magic = kMagic;
   mine.layout = kLayout;

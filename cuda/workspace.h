@@ -17,13 +17,12 @@ namespace oneshot {
 // gone before static destructors run. A workspace lives as long as the process.
 struct Workspace {
   WorkspaceView view;
-  int multiprocessors = 0;
+  DeviceTraits device;
 };
 
 // Collective over the group: every rank calls it for its own device, and either
 // all get a workspace or all get null with the same reason in `error`, which
-// names the rank that objected. Also loads the kernels of the group onto the
-// device, so that no launch has to.
+// names the rank that objected.
 std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
                                            std::string* error);
 

@@ -91,6 +91,8 @@ def _run(x, operands, results, attributes, loop: int = 0):
     """
     devices = x.shape[0]
     mesh = Mesh(jax.devices()[:devices], ("d",))
+    rows = x[0].size // max(1, int(attributes["hidden"]))
+    attributes = {"rows": np.int64(rows)} | attributes
 
     def body(x, *operands):
         def call(x):
@@ -423,8 +425,10 @@ def _error(operands=(), results=None, **changes) -> str:
     [
         ({"abi": np.int64(1)}, "attribute 'abi': expected 2"),
         ({"abi": None}, "attribute 'abi' is missing"),
-        ({"hidden": np.int64(0)}, "attribute 'hidden': expected at least 1, got 0"),
+        ({"hidden": np.int64(0)}, "attribute 'hidden': expected 1 to 4194304, got 0"),
         ({"hidden": np.int32(4)}, "attribute 'hidden': Wrong scalar data type"),
+        ({"rows": np.int64(-1)}, "attribute 'rows': expected at least 0"),
+        ({"rows": np.int64(2**62)}, "attribute 'rows': expected at least 0 and no more"),
         ({"program": None}, "attribute 'program' is missing"),
         ({"program": np.int64(1)}, "attribute 'program': Wrong"),
         ({"program": "x f32; v0 = sum"}, "attribute 'program': no results"),
@@ -470,7 +474,8 @@ def test_bad_buffers():
     assert "in0: expected 1 elements, got 4" in _error([row], **scalar)
     assert "in0: expected F32, got S32" in _error([row.astype(np.int32)], **bias)
     assert "x: expected BF16, got F32" in _error(program=_sum("bf16"))
-    assert "x: expected rows of 5 elements, got 12" in _error(hidden=np.int64(5))
+    assert "x: expected 10 elements, got 12" in _error(hidden=np.int64(5))
+    assert "x: expected 16 elements, got 12" in _error(rows=np.int64(4))
     assert "expected 1 results, got 2" in _error(results=[_shape((3, 4), "f32")] * 2)
     assert "out0: expected 12 elements, got 15" in _error(results=[_shape((3, 5), "f32")])
     assert "out0: expected F32, got BF16" in _error(results=[_shape((3, 4), "bf16")])
