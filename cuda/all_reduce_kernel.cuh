@@ -516,103 +516,103 @@ struct Watch {
   }
 };
 
-// Ranks whose packets are asked for together. What limits it are registers:
-// 4 words to a packet.
-constexpr int kBatch = kRanks * kPackets <= 8 ? kRanks : max(1, 8 / kPackets);
-
-// The sums over the ranks of a tile's packets. A tile is received in batches of
-// ranks; the sum runs over the ranks in order all the same.
+// Receives the packets of the peers, at one place of the message.
 struct Receiver {
-  Pair sums[kPackets][kPairs];
+  uint4* slots;  // at the place: packet r * kMessagePackets is that of rank r
 
-  __device__ __forceinline__ Receiver() {
+  __device__ __forceinline__ Receiver(const KernelArguments& args,
+                                      uint32_t epoch, const Place& place)
+      : slots(static_cast<uint4*>(args.inboxes[args.rank]) +
+              static_cast<int64_t>(epoch % 2) * kRanks * kMessagePackets +
+              place.wire()) {}
+
+  __device__ __forceinline__ uint4* SlotOf(int rank) const {
+    return slots + static_cast<int64_t>(rank) * kMessagePackets;
+  }
+
+  // Waits for all peers. Returns the sum over the ranks.
+  __device__ __forceinline__ void Sum(const KernelArguments& args,
+                                      uint32_t epoch, uint4 own,
+                                      Pair (&sum)[kPairs]) const {
     // The neutral element of addition is -0, not 0: -0 + -0 must stay -0.
 #pragma unroll
-    for (int p = 0; p < kPackets; ++p) {
+    for (int i = 0; i < kPairs; ++i) sum[i] = Pair(-0.0f);
+    if constexpr (kRanks == 2) {
+      // Whose packet is added to whose makes no difference.
+      AddTo(sum, own);
+      AddTo(sum, Wait(args, epoch, 1 - args.rank));
+    } else {
+      // As many ranks at a time as registers permit.
+      constexpr int kBatch = kRanks < 4 ? kRanks : 4;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) sums[p][i] = Pair(-0.0f);
+      for (int first = 0; first < kRanks; first += kBatch) {
+        AddBatch<kBatch>(args, epoch, own, first, sum);
+      }
     }
   }
 
-  // Waits for the packets of all peers and clears their places.
-  __device__ __forceinline__ void Receive(const KernelArguments& args,
-                                          uint32_t epoch, int tile,
-                                          const uint4 (&own)[kPackets]) {
+  // Makes the places ready for the launch after the next. Apart from Sum, so
+  // that nothing waits for these stores to be issued.
+  __device__ __forceinline__ void Clear(const KernelArguments& args) const {
 #pragma unroll
-    for (int first = 0; first < kRanks; first += kBatch) {
-      ReceiveBatch(args, epoch, tile, own, first);
+    for (int r = 0; r < kRanks; ++r) {
+      if (r == args.rank) continue;
+      StoreSystem(SlotOf(r),
+                  make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
     }
   }
 
  private:
-  __device__ __forceinline__ void ReceiveBatch(const KernelArguments& args,
-                                               uint32_t epoch, int tile,
-                                               const uint4 (&own)[kPackets],
-                                               int first) {
-    uint4* const slot =
-        static_cast<uint4*>(args.inboxes[args.rank]) +
-        static_cast<int64_t>(epoch % 2) * kRanks * kMessagePackets;
-    uint4 packets[kPackets][kBatch];
+  __device__ __forceinline__ static void AddTo(Pair (&sum)[kPairs],
+                                               uint4 packet) {
+    const Raw<kX> raw = {{packet.x, packet.y, packet.z, packet.w}};
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) sum[i] = Add(sum[i], raw.Get(i));
+  }
+
+  __device__ __forceinline__ uint4 Wait(const KernelArguments& args,
+                                        uint32_t epoch, int peer) const {
+    Watch watch;
+    uint4 packet = LoadSystem(SlotOf(peer));
+    while (HasSentinel(packet)) {
+      watch.Turn(args, epoch, peer);
+      packet = LoadSystem(SlotOf(peer));
+    }
+    return packet;
+  }
+
+  template <int kBatch>
+  __device__ __forceinline__ void AddBatch(const KernelArguments& args,
+                                           uint32_t epoch, uint4 own, int first,
+                                           Pair (&sum)[kPairs]) const {
+    uint4 packets[kBatch];
+#pragma unroll
+    for (int r = 0; r < kBatch; ++r) packets[r] = own;
     // One bit for every packet that is still to come. All are asked for at
     // once; those that arrived are not asked for again, to leave the L2 to the
     // others.
-    unsigned pending = 0;
-#pragma unroll
-    for (int p = 0; p < kPackets; ++p) {
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        packets[p][r] = own[p];
-        if (first + r < kRanks && first + r != args.rank &&
-            Locate(tile, p).count != 0) {
-          pending |= 1u << (p * kBatch + r);
-        }
-      }
-    }
+    constexpr unsigned kAll = (1u << kRanks) - 1;
+    unsigned pending =
+        (kAll & ~(1u << args.rank)) >> first & ((1u << kBatch) - 1);
     Watch watch;
     while (true) {
 #pragma unroll
-      for (int p = 0; p < kPackets; ++p) {
-#pragma unroll
-        for (int r = 0; r < kBatch; ++r) {
-          if (pending >> (p * kBatch + r) & 1) {
-            packets[p][r] =
-                LoadSystem(slot + PacketOf(first + r, Locate(tile, p)));
-          }
-        }
+      for (int r = 0; r < kBatch; ++r) {
+        if (pending >> r & 1) packets[r] = LoadSystem(SlotOf(first + r));
       }
 #pragma unroll
-      for (int p = 0; p < kPackets; ++p) {
-#pragma unroll
-        for (int r = 0; r < kBatch; ++r) {
-          const unsigned bit = 1u << (p * kBatch + r);
-          if ((pending & bit) && !HasSentinel(packets[p][r])) {
-            pending &= ~bit;
-            StoreSystem(slot + PacketOf(first + r, Locate(tile, p)),
-                        make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
-          }
+      for (int r = 0; r < kBatch; ++r) {
+        if ((pending >> r & 1) && !HasSentinel(packets[r])) {
+          pending &= ~(1u << r);
         }
       }
       if (pending == 0) break;
-      watch.Turn(args, epoch, first + (__ffs(pending) - 1) % kBatch);
+      watch.Turn(args, epoch, first + __ffs(pending) - 1);
     }
 #pragma unroll
-    for (int p = 0; p < kPackets; ++p) {
-#pragma unroll
-      for (int r = 0; r < kBatch; ++r) {
-        if (first + r >= kRanks) break;
-        const uint4 packet = packets[p][r];
-        const Raw<kX> raw = {{packet.x, packet.y, packet.z, packet.w}};
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          sums[p][i] = Add(sums[p][i], raw.Get(i));
-        }
-      }
+    for (int r = 0; r < kBatch; ++r) {
+      if (first + r < kRanks) AddTo(sum, packets[r]);
     }
-  }
-
-  __device__ __forceinline__ static int64_t PacketOf(int rank,
-                                                     const Place& place) {
-    return static_cast<int64_t>(rank) * kMessagePackets + place.wire();
   }
 };
 
@@ -749,7 +749,8 @@ struct RowReducer {
                      : "r"(barrier), "r"(slots * kPartials * 4)
                      : "memory");
       }
-      uint32_t done = 0;
+      // One warp asks: fewer questions, sooner answers.
+      uint32_t done = threadIdx.x < kWarp ? 0 : 1;
       while (done == 0) {
         asm volatile(
             "{ .reg .pred p;"
@@ -760,6 +761,7 @@ struct RowReducer {
             : "r"(barrier), "r"(phases >> set & 1)
             : "memory");
       }
+      __syncthreads();
     }
   }
 
@@ -788,9 +790,6 @@ struct RowReducer {
 
 template <typename Program>
 __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
-  __shared__ RowShares shares;
-  RowReducer reducer(shares);
-
   // All that the first tile needs of this device is asked for before the first
   // wait of any kind.
   const uint32_t epoch = LoadNow32(&args.control->epoch);
@@ -814,12 +813,14 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
     }
   }
 
+  __shared__ RowShares shares;
+  RowReducer reducer(shares);
   // The addresses above depend on the epoch, so every thread that uses it has
   // it in a register by now and the cluster may say so. Relaxed is enough: the
   // word that the last arrival allows to be overwritten is not read again by
   // this launch. Early, because the answer takes as long as a peer's packet.
-  // The barrier also says that all blocks of the cluster run, so that their
-  // shared memory may be written.
+  // The barrier also says that all blocks of the cluster run and have prepared
+  // their shared memory, so that it may be written.
   if constexpr (kCluster == 1) {
     __syncthreads();
   } else {

@@ -250,7 +250,7 @@ class ProgramWriter {
     for (int s = 0; s < stages; ++s) {
       WriteRowValues(s);
       WriteLoop(s, loops);
-      WriteReductions(s);
+      WriteEndOfStage(s);
     }
     out_ << "  }\n";
   }
@@ -283,9 +283,10 @@ class ProgramWriter {
         out_ << "    float share" << v << "[kPackets];\n";
       }
     }
-    if (s == 0) {
-      out_ << "    Receiver receiver;\n"
-              "    receiver.Receive(args, epoch, tile, own);\n";
+    for (size_t r = 0; r < program_.results.size(); ++r) {
+      if (StoresIn(s, program_.results[r].value)) {
+        out_ << "    Pair out" << r << "[kPackets][kPairs];\n";
+      }
     }
     out_ << "#pragma unroll\n    for (int p = 0; p < kPackets; ++p) {\n";
     for (int v = 0; v < size(); ++v) {
@@ -296,10 +297,10 @@ class ProgramWriter {
     }
     out_ << "      const Place place = Locate(tile, p);\n"
             "      if (place.count == 0) continue;\n";
-    for (size_t r = 0; r < program_.results.size(); ++r) {
-      if (StoresIn(s, program_.results[r].value)) {
-        out_ << "      Pair out" << r << "[kPairs];\n";
-      }
+    if (s == 0) {
+      out_ << "      Pair sum[kPairs];\n"
+              "      Receiver(args, epoch, place)"
+              ".Sum(args, epoch, own[p], sum);\n";
     }
     out_ << "#pragma unroll\n      for (int i = 0; i < kPairs; ++i) {\n";
     for (int v = 0; v < size(); ++v) {
@@ -317,7 +318,7 @@ class ProgramWriter {
       if (!loop.computed[v]) continue;
       if (At(v).op == Op::kSum) {
         out_ << "        const Pair " << Value(v) << " = Round<"
-             << TypeName(At(v).round) << ">(receiver.sums[p][i]);\n";
+             << TypeName(At(v).round) << ">(sum[i]);\n";
       } else {
         out_ << "        " << Declaration(v);
       }
@@ -330,14 +331,22 @@ class ProgramWriter {
     for (size_t r = 0; r < program_.results.size(); ++r) {
       if (StoresIn(s, program_.results[r].value)) {
         out_ << "        out" << r
-             << "[i] = " << Value(program_.results[r].value) << ";\n";
+             << "[p][i] = " << Value(program_.results[r].value) << ";\n";
       }
     }
-    out_ << "      }\n";
+    out_ << "      }\n    }\n";
+  }
+
+  // What nobody on this device waits for.
+  void WriteStores(int s) {
+    out_ << "#pragma unroll\n    for (int p = 0; p < kPackets; ++p) {\n"
+            "      const Place place = Locate(tile, p);\n"
+            "      if (place.count == 0) continue;\n";
+    if (s == 0) out_ << "      Receiver(args, epoch, place).Clear(args);\n";
     for (size_t r = 0; r < program_.results.size(); ++r) {
       if (StoresIn(s, program_.results[r].value)) {
         out_ << "      Store<" << TypeName(program_.results[r].dtype)
-             << ">(args.results[" << r << "], place, out" << r << ");\n";
+             << ">(args.results[" << r << "], place, out" << r << "[p]);\n";
       }
     }
     out_ << "    }\n";
@@ -347,19 +356,21 @@ class ProgramWriter {
     return VariesAlongRow(v) && (IsCheap(v) ? 0 : analysis_.stages[v]) == s;
   }
 
-  void WriteReductions(int s) {
+  void WriteEndOfStage(int s) {
     std::vector<int> reductions;
     for (int v = 0; v < size(); ++v) {
       if (IsReduction(At(v).op) && analysis_.stages[v] == s) {
         reductions.push_back(v);
       }
     }
-    if (reductions.empty()) return;
     for (size_t slot = 0; slot < reductions.size(); ++slot) {
       const int v = reductions[slot];
       out_ << "    reducer.Give<" << ReductionName(At(v).op) << ">(" << slot
            << ", tile, share" << v << ");\n";
     }
+    // While the shares travel.
+    WriteStores(s);
+    if (reductions.empty()) return;
     out_ << "    reducer.Meet(" << reductions.size() << ");\n";
     for (size_t slot = 0; slot < reductions.size(); ++slot) {
       const int v = reductions[slot];

@@ -60,7 +60,9 @@ TEST(KernelSourceTest, EveryArchitecture) {
 
 TEST(KernelSourceTest, EveryNumberOfRanks) {
   for (int ranks = kMinRanks; ranks <= kMaxRanks; ++ranks) {
-    Compile(Parse("x f16; v0 = sum; out0 v0 f16"), {1, 64}, ranks, 90, true);
+    const EpilogueProgram sum = Parse("x f16; v0 = sum; out0 v0 f16");
+    Compile(sum, {1, 64}, ranks, 90, /*wide=*/true);
+    Compile(sum, {64, 8192}, ranks, 90, /*wide=*/true);
   }
 }
 

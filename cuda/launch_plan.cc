@@ -9,6 +9,7 @@ namespace oneshot {
 namespace {
 
 constexpr int kWarp = 32;
+constexpr int kSmallBlock = 128;
 
 // What of a multiprocessor the blocks of one call may fill. All of them are
 // then resident at once with up to 128 registers a thread.
@@ -40,34 +41,39 @@ std::optional<Shape> ShapeOnWire(const EpilogueProgram& program, int64_t rows,
   return Shape{rows, hidden, row_bytes / kPacketBytes, analysis.has_reduction};
 }
 
-// By measurement on H200; see docs/benchmarks. Without a reduction small blocks
-// load and store in parallel, until there are more than are worth having. With
-// one, a cluster of small blocks takes a row, and with many rows fewer, fuller
-// blocks.
+// Blocks that one call may put on the device at once.
+int64_t ResidentBlocks(const DeviceLimits& device, int threads) {
+  return int64_t{device.multiprocessors} *
+         std::max(1, kThreadsPerMultiprocessor / threads);
+}
+
+// By measurement on H200; see docs/benchmarks. One packet a thread is best as
+// long as there are threads: a thread waits for one packet after the other.
+// Small blocks are best as long as all are resident: with a reduction many of
+// them share a row, and with more rows than that fewer, larger ones.
 Tuning Choose(const Shape& shape, const DeviceLimits& device) {
-  Tuning tuning;
+  Tuning tuning = {kSmallBlock, /*packets=*/1, /*cluster=*/1};
   if (!shape.reduces) {
-    tuning.threads = 128;
-    tuning.packets = 1;
-    const int64_t tiles = shape.rows * CeilDivide(shape.packets, 128);
-    if (tiles > 2 * device.multiprocessors) tuning.packets = 2;
+    while (tuning.threads < kMaxThreads &&
+           shape.rows * CeilDivide(shape.packets, tuning.threads) >
+               ResidentBlocks(device, kSmallBlock)) {
+      tuning.threads *= 2;
+    }
   } else {
     tuning.cluster = device.max_cluster;
-    tuning.threads = 128;
-    tuning.packets = 1;
-    const auto covered = [&] {
-      return int64_t{tuning.threads} * tuning.packets * tuning.cluster;
-    };
-    // Rows that are short need no cluster, long ones more of everything.
-    while (tuning.cluster > 1 && covered() / 2 >= shape.packets) {
+    while (tuning.cluster > 1 &&
+           int64_t{tuning.threads} * tuning.cluster / 2 >= shape.packets) {
       tuning.cluster /= 2;
     }
-    while (covered() < shape.packets) {
-      if (tuning.threads < 256 || tuning.packets == kMaxPacketsPerThread) {
-        tuning.threads *= 2;
-      } else {
-        tuning.packets *= 2;
-      }
+    while (tuning.cluster > 1 && tuning.threads < kMaxThreads &&
+           shape.rows * tuning.cluster >
+               ResidentBlocks(device, tuning.threads)) {
+      tuning.cluster /= 2;
+      tuning.threads *= 2;
+    }
+    while (int64_t{tuning.threads} * tuning.packets * tuning.cluster <
+           shape.packets) {
+      (tuning.threads < kMaxThreads ? tuning.threads : tuning.packets) *= 2;
     }
   }
   const int64_t needed = CeilDivide(shape.packets, kWarp) * kWarp;

@@ -67,7 +67,7 @@ TEST(LaunchPlanTest, RowsAreJoinedWhereTheyDoNotMatter) {
 
 TEST(LaunchPlanTest, MessageLimit) {
   for (int ranks = kMinRanks; ranks <= kMaxRanks; ++ranks) {
-    const int64_t most = MaxMessageBytes(ranks) / 16 * 16 / 2;
+    const int64_t most = MaxMessageBytes(ranks) / 2;
     EXPECT_TRUE(PlanLaunch(Sum("bf16"), 1, most, ranks, kH100).has_value());
     EXPECT_FALSE(
         PlanLaunch(Sum("bf16"), 1, most + 8, ranks, kH100).has_value());

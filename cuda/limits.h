@@ -20,9 +20,10 @@ inline constexpr int kMaxRanks = 8;
 inline constexpr int kPacketBytes = 16;
 
 // What one rank contributes to one all-reduce, every row padded to whole
-// packets. A workspace holds 2 x ranks of these on every device.
+// packets. A workspace holds 2 x ranks of these on every device, and what comes
+// behind them is aligned.
 constexpr int64_t MaxMessageBytes(int ranks) {
-  return (int64_t{16} << 20) / ranks;
+  return (int64_t{16} << 20) / ranks / 256 * 256;
 }
 
 // A row that is reduced is held in the registers of one cluster.

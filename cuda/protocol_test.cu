@@ -630,7 +630,7 @@ void TestCalls(const Options& options, Report& report) {
     for (const DType wire : kDTypes) {
       Call call;
       call.program = MakeProgram(kPrograms[0], wire, 1, random);
-      call.hidden = MaxMessageBytes(ranks) / 16 * 16 / ByteWidth(wire);
+      call.hidden = MaxMessageBytes(ranks) / ByteWidth(wire);
       cases.push_back(
           {"largest ranks=" + std::to_string(ranks) + " wire=" + Name(wire),
            {call}});
