@@ -26,6 +26,7 @@
 #include "cuda/export.h"
 #include "cuda/ffi_collectives.h"
 #include "cuda/ffi_state.h"
+#include "cuda/nvrtc.h"
 #include "cuda/workspace_cache.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -201,6 +202,11 @@ XLA_FFI_DEFINE_HANDLER(kExecute, Execute,
 
 }  // namespace
 }  // namespace oneshot
+
+// Where the run-time compiler is, "" if that is not known; see nvrtc.h.
+ONESHOT_EXPORT void oneshot_gpu_set_nvrtc(const char* path) {
+  oneshot::SetNvrtcPath(path);
+}
 
 // Compiles the kernel of a call ahead of its first run. Null, or a malloc'ed
 // reason why that is not possible. Thread-safe.

@@ -16,7 +16,6 @@
 #include "cuda/limits.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_schedule.h"
-#include "xla/primitive_util.h"
 #include "xla/service/collective_ops_utils.h"
 #include "xla/shape_util.h"
 #include "xla_plugin/profit.h"
@@ -70,10 +69,6 @@ std::variant<Groups, Decline> ResolveGroups(
   return groups;
 }
 
-std::string TypeName(xla::PrimitiveType type) {
-  return xla::primitive_util::LowercasePrimitiveTypeName(type);
-}
-
 // A string inside an MLIR attribute.
 std::string Quote(absl::string_view text) {
   std::string out = "\"";
@@ -87,22 +82,9 @@ std::string Quote(absl::string_view text) {
   return out + '"';
 }
 
-std::string Float(float value) {
-  // Nine digits bring back the same float; MLIR wants a point or an exponent.
-  return absl::StrFormat("%.9e : f32", value);
-}
-
 // The custom-call's attributes: an MLIR dictionary, sorted by name.
 // cuda/call_attributes.h says what each one means.
 std::string Attributes(const EpilogueMatch& match, const Groups& groups) {
-  std::vector<std::string> addends, rounds, emit;
-  for (const Addend& addend : match.addends) {
-    addends.push_back(addend.kind == Addend::Kind::kBias ? "bias" : "residual");
-    rounds.push_back(TypeName(addend.round));
-  }
-  if (match.sum_output != nullptr) emit.push_back("sum");
-  if (match.norm_output != nullptr) emit.push_back("norm");
-  const RmsNorm norm = match.norm.value_or(RmsNorm());
   const xla::HloModuleConfig& config = match.all_reduce->GetModule()->config();
   const std::string ids =
       absl::StrJoin(groups.ids, ", ",
@@ -110,24 +92,17 @@ std::string Attributes(const EpilogueMatch& match, const Groups& groups) {
                       absl::StrAppend(out, absl::StrJoin(group, ", "));
                     });
   return absl::StrCat(
-      "{abi = ", kAbiVersion, " : i64",                              //
-      ", addend_rounds = ", Quote(absl::StrJoin(rounds, ",")),       //
-      ", addends = ", Quote(absl::StrJoin(addends, ",")),            //
-      ", emit = ", Quote(absl::StrJoin(emit, ",")),                  //
-      ", epsilon = ", Float(norm.epsilon),                           //
-      ", gain = ", norm.gain != nullptr ? "true" : "false",          //
-      ", group_mode = \"flattened_id\"",                             //
-      ", group_size = ", groups.size(), " : i64",                    //
-      ", hidden = ", match.hidden, " : i64",                         //
-      ", mean_scale = ", Float(norm.mean_scale),                     //
-      ", norm = ", match.norm.has_value() ? "\"rms\"" : "\"none\"",  //
-      ", norm_round = ", Quote(TypeName(norm.round)),                //
-      ", num_partitions = ",
+      "{abi = ", kAbiVersion, " : i64",            //
+      ", group_mode = \"flattened_id\"",           //
+      ", group_size = ", groups.size(), " : i64",  //
+      ", hidden = ", match.hidden, " : i64",       //
+      ", num_partitions = ",                       //
       config.has_static_device_assignment() ? config.num_partitions() : 0,
-      " : i64",                                                    //
-      ", replica_groups = array<i64: ", ids, ">",                  //
-      ", site = ", Quote(match.all_reduce->metadata().op_name()),  //
-      ", sum_round = ", Quote(TypeName(match.sum_round)), "}");
+      " : i64",                                      //
+      ", program = ", Quote(ToText(match.program)),  //
+      ", replica_groups = array<i64: ", ids, ">",    //
+      ", rows = ", match.rows, " : i64",             //
+      ", site = ", Quote(match.all_reduce->metadata().op_name()), "}");
 }
 
 Shape RowMajor(const Shape& shape) {
@@ -154,14 +129,8 @@ absl::StatusOr<HloInstruction*> Rewrite(
 
   // Operands and results in the order that cuda/call_attributes.h reads them.
   std::vector<HloInstruction*> operands = {match.input};
-  for (const auto kind : {Addend::Kind::kBias, Addend::Kind::kResidual}) {
-    for (const Addend& addend : match.addends) {
-      if (addend.kind == kind) operands.push_back(addend.operand);
-    }
-  }
-  if (match.norm.has_value() && match.norm->gain != nullptr) {
-    operands.push_back(match.norm->gain);
-  }
+  absl::c_copy(match.operands, std::back_inserter(operands));
+  absl::c_copy(match.indices, std::back_inserter(operands));
   if (platform == AllReduceEpilogueFusion::Platform::kHost) {
     // XLA:CPU tells a custom-call neither its rank nor its communicator.
     const Shape id = ShapeUtil::MakeShape(xla::U32, {});
@@ -170,16 +139,12 @@ absl::StatusOr<HloInstruction*> Rewrite(
     operands.push_back(
         computation->AddInstruction(HloInstruction::CreatePartitionId(id)));
   }
-  std::vector<HloInstruction*> outputs;
-  if (match.sum_output != nullptr) outputs.push_back(match.sum_output);
-  if (match.norm_output != nullptr) outputs.push_back(match.norm_output);
-
   std::vector<Shape> operand_shapes, result_shapes;
   for (const HloInstruction* operand : operands) {
     operand_shapes.push_back(RowMajor(operand->shape()));
   }
-  for (const HloInstruction* output : outputs) {
-    result_shapes.push_back(RowMajor(output->shape()));
+  for (const HloInstruction* result : match.results) {
+    result_shapes.push_back(RowMajor(result->shape()));
   }
   HloInstruction* call =
       computation->AddInstruction(HloInstruction::CreateCustomCall(
@@ -196,13 +161,13 @@ absl::StatusOr<HloInstruction*> Rewrite(
   // stand.
   HloInstruction* outlives_its_users =
       match.all_reduce->HasSideEffect() &&
-              !absl::c_linear_search(outputs, match.all_reduce)
+              !absl::c_linear_search(match.results, match.all_reduce)
           ? match.all_reduce
           : nullptr;
-  // The norm goes first: what only it needed, dies with it, and so the sum is
-  // replaced only for readers that remain.
-  for (int64_t i = outputs.size() - 1; i >= 0; --i) {
-    TF_RETURN_IF_ERROR(ReplaceByElement(outputs[i], call, i));
+  // The last goes first: what only it needed, dies with it, and so the others
+  // are replaced only for readers that remain.
+  for (int64_t i = match.results.size() - 1; i >= 0; --i) {
+    TF_RETURN_IF_ERROR(ReplaceByElement(match.results[i], call, i));
   }
   if (outlives_its_users != nullptr) {
     TF_RETURN_IF_ERROR(
@@ -230,8 +195,11 @@ bool IsAllReduce(const HloInstruction* hlo) {
 }  // namespace
 
 AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
-                                                 MayAbsorb may_absorb)
-    : platform_(platform), may_absorb_(std::move(may_absorb)) {}
+                                                 MayAbsorb may_absorb,
+                                                 CompileKernel compile_kernel)
+    : platform_(platform),
+      may_absorb_(std::move(may_absorb)),
+      compile_kernel_(std::move(compile_kernel)) {}
 
 // Replaces one all-reduce if that is possible and pays.
 absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
@@ -257,10 +225,14 @@ absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     return declined(why->reason);
   }
   const EpilogueMatch& match = std::get<EpilogueMatch>(matched);
-  const int64_t elements = ShapeUtil::ElementsIn(match.input->shape());
-  const int64_t element_bytes =
-      ShapeUtil::ByteSizeOfPrimitiveType(match.input->shape().element_type());
-  site.bytes = elements * element_bytes;
+  const int64_t element_bytes = ByteWidth(match.program.x);
+  site.bytes = match.rows * match.hidden * element_bytes;
+  for (const Stop& stop : match.stops) {
+    site.stopped.push_back(
+        {std::string(stop.instruction->name()),
+         std::string(xla::HloOpcodeString(stop.instruction->opcode())),
+         SourceOf(stop.instruction), stop.reason});
+  }
 
   auto resolved = ResolveGroups(all_reduce);
   if (const auto* why = std::get_if<Decline>(&resolved)) {
@@ -268,13 +240,20 @@ absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   }
   const Groups& groups = std::get<Groups>(resolved);
   site.group_size = groups.size();
-  if (const auto why = WhyNotProfitable(
-          elements / match.hidden, match.hidden * element_bytes, groups.size(),
-          /*needs_row=*/match.norm.has_value())) {
+  if (const auto why = WhyNotProfitable(match.program, match.rows, match.hidden,
+                                        groups.size())) {
     return declined(*why);
   }
+  const std::string program = ToText(match.program);
+  if (compile_kernel_ != nullptr) {
+    if (const auto why =
+            compile_kernel_(program, match.rows, match.hidden, groups.size())) {
+      return declined(*why);
+    }
+  }
 
-  site.epilogue = match.EpilogueName();
+  site.epilogue = Describe(match.program);
+  site.program = program;
   TF_ASSIGN_OR_RETURN(HloInstruction * call, Rewrite(match, groups, platform_));
   site.custom_call = std::string(call->name());
   return site;

@@ -3,6 +3,9 @@
 #ifndef ONESHOT_XLA_PLUGIN_ALL_REDUCE_EPILOGUE_FUSION_H_
 #define ONESHOT_XLA_PLUGIN_ALL_REDUCE_EPILOGUE_FUSION_H_
 
+#include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -18,8 +21,8 @@ namespace oneshot {
 
 inline constexpr absl::string_view kCustomCallTarget = "oneshot_all_reduce";
 
-// Replaces each all-reduce, together with the bias, residual and RMSNorm that
-// follow it, by one typed-FFI custom-call:
+// Replaces each all-reduce, together with the elementwise operations and row
+// reductions that follow it, by one typed-FFI custom-call:
 //
 //   sum  = f32[4,64] all-reduce(x), to_apply=add
 //   h    = f32[4,64] add(sum, residual)
@@ -36,9 +39,15 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
  public:
   enum class Platform { kCuda, kHost };
 
+  // Compiles the kernel for a program, rows, hidden and ranks ahead of its
+  // first run. Returns why that is not possible, or nothing.
+  using CompileKernel = std::function<std::optional<std::string>(
+      const std::string& program, int64_t rows, int64_t hidden, int ranks)>;
+
   explicit AllReduceEpilogueFusion(
       Platform platform,
-      MayAbsorb may_absorb = [](const xla::HloInstruction*) { return true; });
+      MayAbsorb may_absorb = [](const xla::HloInstruction*) { return true; },
+      CompileKernel compile_kernel = nullptr);
 
   absl::string_view name() const override {
     return "oneshot-all-reduce-epilogue-fusion";
@@ -57,6 +66,7 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
 
   const Platform platform_;
   const MayAbsorb may_absorb_;
+  const CompileKernel compile_kernel_;
   ModuleReport report_;
 };
 

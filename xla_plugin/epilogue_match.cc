@@ -2,41 +2,60 @@
 
 #include "xla_plugin/epilogue_match.h"
 
-#include <cmath>
+#include <limits>
+#include <map>
+#include <optional>
+#include <tuple>
+#include <utility>
 
 #include "absl/algorithm/container.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "cuda/float_formats.h"
+#include "cuda/limits.h"
+#include "xla/comparison_util.h"
+#include "xla/hlo/ir/hlo_casting_utils.h"
+#include "xla/hlo/ir/hlo_computation.h"
+#include "xla/hlo/ir/hlo_opcode.h"
 #include "xla/layout_util.h"
 #include "xla/literal.h"
 #include "xla/service/collective_ops_utils.h"
-#include "xla/service/pattern_matcher.h"
 #include "xla/shape_util.h"
+#include "xla/xla_data.pb.h"
 
 namespace oneshot {
 namespace {
 
-namespace m = ::xla::match;
 using ::xla::HloInstruction;
 using ::xla::HloOpcode;
-using ::xla::Match;
 using ::xla::PrimitiveType;
 using ::xla::Shape;
 using ::xla::ShapeUtil;
 using InstructionSet = absl::flat_hash_set<const HloInstruction*>;
 
 // ---------------------------------------------------------------------------
-// Types and shapes. A value is looked at as rows * hidden elements in row-major
-// order, so reshapes and bitcasts change nothing and rank does not matter.
+// Types and shapes
 
-bool IsWireType(PrimitiveType type) {
-  return type == xla::F32 || type == xla::BF16 || type == xla::F16;
+std::optional<DType> ToDType(PrimitiveType type) {
+  switch (type) {
+    case xla::F32:
+      return DType::kF32;
+    case xla::BF16:
+      return DType::kBf16;
+    case xla::F16:
+      return DType::kF16;
+    default:
+      return std::nullopt;
+  }
 }
 
-// Every value of `from` is a value of `to`.
-bool Widens(PrimitiveType from, PrimitiveType to) {
-  return from == to || (IsWireType(from) && to == xla::F32);
+bool IsFloat(const HloInstruction* hlo) {
+  return ToDType(hlo->shape().element_type()).has_value();
+}
+
+bool IsPredicate(const HloInstruction* hlo) {
+  return hlo->shape().element_type() == xla::PRED;
 }
 
 bool IsRowMajor(const Shape& shape) {
@@ -45,6 +64,11 @@ bool IsRowMajor(const Shape& shape) {
           (xla::LayoutUtil::IsMonotonicWithDim0Major(shape.layout()) &&
            shape.layout().tiles().empty() &&
            shape.layout().memory_space() == 0));
+}
+
+// -1 for what is no array.
+int64_t Elements(const HloInstruction* hlo) {
+  return hlo->shape().IsArray() ? ShapeUtil::ElementsIn(hlo->shape()) : -1;
 }
 
 // A reshape that keeps the order of the elements, spelled either way.
@@ -56,18 +80,21 @@ bool IsReshape(const HloInstruction* hlo) {
          IsRowMajor(hlo->shape()) && IsRowMajor(hlo->operand(0)->shape());
 }
 
+// A conversion that loses nothing.
 bool IsWideningConvert(const HloInstruction* hlo) {
-  return hlo->opcode() == HloOpcode::kConvert &&
-         Widens(hlo->operand(0)->shape().element_type(),
-                hlo->shape().element_type());
+  return hlo->opcode() == HloOpcode::kConvert && IsFloat(hlo) &&
+         IsFloat(hlo->operand(0)) &&
+         (hlo->shape().element_type() == xla::F32 ||
+          hlo->shape().element_type() ==
+              hlo->operand(0)->shape().element_type());
 }
 
-// How a broadcast lays its operand out over rows of `hidden` elements.
+// How a broadcast repeats its operand.
 enum class Spread {
-  kNone,    // not a broadcast along rows or columns
-  kShape,   // only adds dimensions of size one
-  kRows,    // one value a row, repeated along the row
-  kColumn,  // one row, repeated
+  kNone,    // otherwise
+  kShape,   // not at all: it only adds dimensions of size one
+  kRows,    // each element, as a scalar is
+  kColumn,  // the whole of it
 };
 
 Spread ClassifyBroadcast(const HloInstruction* hlo) {
@@ -91,51 +118,19 @@ Spread ClassifyBroadcast(const HloInstruction* hlo) {
     }
   }
   if (!seen_new) return Spread::kShape;
-  // A scalar is both; as rows it is the value of a single row.
   if (rows) return Spread::kRows;
   return column ? Spread::kColumn : Spread::kNone;
 }
 
-int64_t Elements(const HloInstruction* hlo) {
-  return ShapeUtil::ElementsIn(hlo->shape());
+// Changes neither values nor their order.
+bool IsExact(const HloInstruction* hlo) {
+  return IsReshape(hlo) || IsWideningConvert(hlo) ||
+         ClassifyBroadcast(hlo) == Spread::kShape;
 }
 
-// Steps back over instructions that neither change values nor their order:
-// reshapes and converts that lose nothing. Notes them in `passed`.
-HloInstruction* StripExact(HloInstruction* hlo, InstructionSet* passed) {
-  while (IsReshape(hlo) || IsWideningConvert(hlo) ||
-         ClassifyBroadcast(hlo) == Spread::kShape) {
-    if (passed != nullptr) passed->insert(hlo);
-    hlo = hlo->mutable_operand(0);
-  }
+HloInstruction* StripExact(HloInstruction* hlo) {
+  while (IsExact(hlo)) hlo = hlo->mutable_operand(0);
   return hlo;
-}
-
-// Steps back over converts that lose nothing, but keeps reshapes: operands of
-// the custom-call keep the shape they have.
-HloInstruction* StripWidening(HloInstruction* hlo) {
-  while (IsWideningConvert(hlo)) hlo = hlo->mutable_operand(0);
-  return hlo;
-}
-
-// The vector of `hidden` elements that `hlo` repeats over all rows, or null.
-// hidden == 0: any length.
-HloInstruction* ColumnVector(HloInstruction* hlo, int64_t hidden) {
-  HloInstruction* inner = StripExact(hlo, nullptr);
-  const int64_t total = Elements(hlo);
-  if (ClassifyBroadcast(inner) == Spread::kColumn) {
-    inner = StripExact(inner->mutable_operand(0), nullptr);
-  } else if (hidden != total) {
-    return nullptr;
-  }
-  const int64_t length = Elements(inner);
-  if (length < 2 || total % length != 0) return nullptr;
-  if (hidden != 0 && length != hidden) return nullptr;
-  if (!IsWireType(inner->shape().element_type()) ||
-      !IsRowMajor(inner->shape())) {
-    return nullptr;
-  }
-  return inner;
 }
 
 // The value of a constant all of whose elements are equal.
@@ -145,8 +140,7 @@ std::optional<float> ConstantValue(const HloInstruction* hlo) {
     hlo = hlo->operand(0);
   }
   if (hlo->opcode() != HloOpcode::kConstant || !hlo->shape().IsArray() ||
-      !IsWireType(hlo->shape().element_type()) || Elements(hlo) == 0 ||
-      !hlo->literal().IsAllFirst()) {
+      !IsFloat(hlo) || Elements(hlo) == 0 || !hlo->literal().IsAllFirst()) {
     return std::nullopt;
   }
   const std::vector<int64_t> first(hlo->shape().dimensions().size(), 0);
@@ -155,24 +149,7 @@ std::optional<float> ConstantValue(const HloInstruction* hlo) {
   return static_cast<float>(*value);
 }
 
-// Pattern of a constant all of whose elements are equal.
-auto Constant(HloInstruction** constant) {
-  return m::Op(constant).WithPredicate(
-      [](const HloInstruction* hlo) { return ConstantValue(hlo).has_value(); });
-}
-
-// ---------------------------------------------------------------------------
-// RMSNorm
-
-struct NormMatch {
-  RmsNorm norm;
-  int64_t hidden;
-  HloInstruction* output;
-  // What depends on the normalised value, up to and with `output`.
-  InstructionSet absorbed;
-};
-
-// Sum over the fastest dimensions: how many elements go into one result.
+// The number of elements that go into one result, if a reduce takes neighbours.
 std::optional<int64_t> ReducedRow(const HloInstruction* reduce) {
   const Shape& shape = reduce->operand(0)->shape();
   bool seen_reduced = false;
@@ -191,211 +168,692 @@ std::optional<int64_t> ReducedRow(const HloInstruction* reduce) {
   return row;
 }
 
-// Matches `product` = x * rsqrt(sum(x*x) * c + epsilon), all in f32, where x is
-// `value` or `value` widened.
-std::optional<NormMatch> MatchNormalised(HloInstruction* product,
-                                         HloInstruction* value) {
-  NormMatch match;
-  InstructionSet& absorbed = match.absorbed;
-  const auto is_value = [&](const HloInstruction* hlo) {
-    return StripExact(const_cast<HloInstruction*>(hlo), nullptr) == value;
-  };
-  const auto is_f32 = [](const HloInstruction* hlo) {
-    return hlo->shape().element_type() == xla::F32;
-  };
-  // One step of the pattern: what stands behind the reshapes of `hlo`.
-  const auto behind = [&](HloInstruction* hlo) {
-    HloInstruction* inner = StripExact(hlo, &absorbed);
-    absorbed.insert(inner);
-    return inner;
-  };
-
-  HloInstruction *x, *spread;
-  if (!Match(product, m::MultiplyAnyOrder(m::Op(&x).WithPredicate(is_value),
-                                          m::Op(&spread).WithPredicate(
-                                              std::not_fn(is_value)))) ||
-      !is_f32(product)) {
-    return std::nullopt;
-  }
-  absorbed.insert(product);
-  StripExact(x, &absorbed);
-
-  HloInstruction* broadcast = behind(spread);
-  if (ClassifyBroadcast(broadcast) != Spread::kRows) return std::nullopt;
-  HloInstruction* rsqrt = behind(broadcast->mutable_operand(0));
-  HloInstruction *mean, *epsilon;
-  if (!is_f32(rsqrt) ||
-      !Match(rsqrt, m::Rsqrt(m::Op(&mean).WithPredicate(is_f32)))) {
-    return std::nullopt;
-  }
-  HloInstruction* shifted = behind(mean);
-  if (!Match(shifted, m::AddAnyOrder(m::Op(&mean), Constant(&epsilon)))) {
-    return std::nullopt;
-  }
-  match.norm.epsilon = *ConstantValue(epsilon);
-
-  HloInstruction *sum, *count;
-  HloInstruction* scaled = behind(mean);
-  if (Match(scaled, m::MultiplyAnyOrder(m::Op(&sum), Constant(&count)))) {
-    match.norm.mean_scale = *ConstantValue(count);
-  } else if (Match(scaled, m::Divide(m::Op(&sum), Constant(&count)))) {
-    match.norm.mean_scale = 1.0f / *ConstantValue(count);
-  } else {
-    return std::nullopt;
-  }
-  if (!std::isfinite(match.norm.mean_scale) ||
-      !std::isfinite(match.norm.epsilon)) {
-    return std::nullopt;
-  }
-
-  HloInstruction* reduce = behind(sum);
-  HloInstruction *square, *init, *lhs, *rhs;
-  if (!is_f32(reduce) ||
-      !Match(reduce, m::Reduce(m::Op(&square), Constant(&init))) ||
-      *ConstantValue(init) != 0.0f ||
-      xla::MatchReductionComputation(reduce->to_apply()) !=
-          xla::ReductionKind::SUM) {
-    return std::nullopt;
-  }
-  const std::optional<int64_t> row = ReducedRow(reduce);
-  square = behind(square);
-  if (!row.has_value() || !is_f32(square) ||
-      !Match(square, m::Multiply(m::Op(&lhs).WithPredicate(is_value),
-                                 m::Op(&rhs).WithPredicate(is_value)))) {
-    return std::nullopt;
-  }
-  StripExact(lhs, &absorbed);
-  StripExact(rhs, &absorbed);
-
-  match.hidden = *row;
-  // The statistics of a row are to come back to that same row.
-  if (Elements(square) != Elements(value) ||
-      Elements(rsqrt) * match.hidden != Elements(value)) {
-    return std::nullopt;
-  }
-  match.output = product;
-  return match;
+// What has to be sent: the operand, or what it only widens. A reshape is kept,
+// it would be of no use to undo it.
+HloInstruction* InputOf(const HloInstruction* all_reduce) {
+  HloInstruction* input = const_cast<HloInstruction*>(all_reduce->operand(0));
+  while (IsWideningConvert(input)) input = input->mutable_operand(0);
+  return input;
 }
 
-// The only user of `hlo`, or null when it has several or leaves the
-// computation.
-HloInstruction* OnlyUser(const HloInstruction* hlo) {
-  return hlo->user_count() == 1 && !hlo->IsRoot() ? hlo->users().front()
-                                                  : nullptr;
-}
+// ---------------------------------------------------------------------------
+// Operations
 
-// The operand of a binary `user` that is not `hlo`; null for hlo (op) hlo.
-HloInstruction* OtherOperand(HloInstruction* user, const HloInstruction* hlo) {
-  if (user->operand(0) == user->operand(1)) return nullptr;
-  return user->mutable_operand(user->operand(0) == hlo ? 1 : 0);
-}
-
-bool DependsOn(const HloInstruction* hlo, const HloInstruction* source) {
-  std::vector<const HloInstruction*> stack = {hlo};
-  InstructionSet seen(stack.begin(), stack.end());
-  while (!stack.empty()) {
-    const HloInstruction* top = stack.back();
-    stack.pop_back();
-    if (top == source) return true;
-    const auto visit = [&](const HloInstruction* next) {
-      if (seen.insert(next).second) stack.push_back(next);
-    };
-    absl::c_for_each(top->operands(), visit);
-    absl::c_for_each(top->control_predecessors(), visit);
-  }
-  return false;
-}
-
-// Extends a normalised product by the gain and the converts around it.
-void ExtendByGain(NormMatch& match, const HloInstruction* value) {
-  PrimitiveType round = xla::F32;
-  HloInstruction* last = match.output;
-  std::vector<HloInstruction*> pending;
-  while (HloInstruction* user = OnlyUser(last)) {
-    pending.push_back(user);
-    const PrimitiveType type = user->shape().element_type();
-    bool useful = false;
-    if (user->opcode() == HloOpcode::kConvert) {
-      if (!IsWireType(type) || !IsRowMajor(user->shape())) return;
-      const bool narrows = !IsWideningConvert(user);
-      if (narrows && match.norm.gain == nullptr) {
-        if (round != xla::F32) return;  // rounded twice
-        round = type;
-      }
-      // The last narrowing is the output's own type. Rounding once more after
-      // the gain is the same thing; twice is not.
-      useful = narrows;
-      if (narrows && match.norm.gain != nullptr &&
-          last->shape().element_type() != xla::F32) {
-        return;
-      }
-    } else if (user->opcode() == HloOpcode::kMultiply &&
-               match.norm.gain == nullptr && IsWireType(type)) {
-      HloInstruction* other = OtherOperand(user, last);
-      if (other == nullptr) return;
-      HloInstruction* gain = ColumnVector(other, match.hidden);
-      // A multiply in a narrow type rounds its result to that type, which the
-      // output's type then says; its operands are exact in f32.
-      if (gain == nullptr || DependsOn(gain, value)) return;
-      match.norm.gain = gain;
-      match.norm.round = round;
-      useful = true;
-    } else if (!IsReshape(user)) {
-      return;
-    }
-    last = user;
-    if (useful) {
-      match.absorbed.insert(pending.begin(), pending.end());
-      pending.clear();
-      match.output = user;
-    }
+std::optional<Op> FloatOperation(HloOpcode opcode) {
+  switch (opcode) {
+    case HloOpcode::kAbs:
+      return Op::kAbs;
+    case HloOpcode::kAdd:
+      return Op::kAdd;
+    case HloOpcode::kAtan2:
+      return Op::kAtan2;
+    case HloOpcode::kCbrt:
+      return Op::kCbrt;
+    case HloOpcode::kCeil:
+      return Op::kCeil;
+    case HloOpcode::kClamp:
+      return Op::kClamp;
+    case HloOpcode::kCos:
+      return Op::kCos;
+    case HloOpcode::kDivide:
+      return Op::kDivide;
+    case HloOpcode::kErf:
+      return Op::kErf;
+    case HloOpcode::kExp:
+      return Op::kExp;
+    case HloOpcode::kExpm1:
+      return Op::kExpm1;
+    case HloOpcode::kFloor:
+      return Op::kFloor;
+    case HloOpcode::kLog:
+      return Op::kLog;
+    case HloOpcode::kLog1p:
+      return Op::kLog1p;
+    case HloOpcode::kLogistic:
+      return Op::kLogistic;
+    case HloOpcode::kMaximum:
+      return Op::kMaximum;
+    case HloOpcode::kMinimum:
+      return Op::kMinimum;
+    case HloOpcode::kMultiply:
+      return Op::kMultiply;
+    case HloOpcode::kNegate:
+      return Op::kNegate;
+    case HloOpcode::kPower:
+      return Op::kPower;
+    case HloOpcode::kRemainder:
+      return Op::kRemainder;
+    case HloOpcode::kRoundNearestAfz:
+      return Op::kRoundNearestAfz;
+    case HloOpcode::kRoundNearestEven:
+      return Op::kRoundNearestEven;
+    case HloOpcode::kRsqrt:
+      return Op::kRsqrt;
+    case HloOpcode::kSelect:
+      return Op::kSelect;
+    case HloOpcode::kSign:
+      return Op::kSign;
+    case HloOpcode::kSin:
+      return Op::kSin;
+    case HloOpcode::kSqrt:
+      return Op::kSqrt;
+    case HloOpcode::kSubtract:
+      return Op::kSubtract;
+    case HloOpcode::kTan:
+      return Op::kTan;
+    case HloOpcode::kTanh:
+      return Op::kTanh;
+    default:
+      return std::nullopt;
   }
 }
 
-// Finds an RMSNorm of `value` among the instructions that follow it.
-std::optional<NormMatch> MatchRmsNorm(HloInstruction* value) {
-  // The norm's last multiply is at most this far from the value.
-  constexpr size_t kMaxVisited = 64;
-  std::vector<HloInstruction*> queue = {value};
-  InstructionSet seen(queue.begin(), queue.end());
-  for (size_t i = 0; i < queue.size() && queue.size() < kMaxVisited; ++i) {
-    for (HloInstruction* user : queue[i]->users()) {
-      switch (user->opcode()) {
-        case HloOpcode::kMultiply:
-          if (std::optional<NormMatch> match = MatchNormalised(user, value)) {
-            ExtendByGain(*match, value);
-            return match;
-          }
-          [[fallthrough]];
-        case HloOpcode::kAdd:
-        case HloOpcode::kBitcast:
-        case HloOpcode::kBroadcast:
-        case HloOpcode::kConvert:
-        case HloOpcode::kDivide:
-        case HloOpcode::kReduce:
-        case HloOpcode::kReshape:
-        case HloOpcode::kRsqrt:
-          if (seen.insert(user).second) queue.push_back(user);
-          break;
-        default:
-          break;
-      }
-    }
+std::optional<Op> PredicateOperation(const HloInstruction* hlo) {
+  switch (hlo->opcode()) {
+    case HloOpcode::kAnd:
+      return Op::kAnd;
+    case HloOpcode::kIsFinite:
+      return Op::kIsFinite;
+    case HloOpcode::kNot:
+      return Op::kNot;
+    case HloOpcode::kOr:
+      return Op::kOr;
+    case HloOpcode::kXor:
+      return Op::kXor;
+    case HloOpcode::kCompare:
+      break;
+    default:
+      return std::nullopt;
+  }
+  const auto* compare = xla::Cast<xla::HloCompareInstruction>(hlo);
+  // The total order tells zeros and NaNs apart.
+  if (compare->order() != xla::ComparisonOrder::kPartial) return std::nullopt;
+  switch (compare->direction()) {
+    case xla::ComparisonDirection::kEq:
+      return Op::kEq;
+    case xla::ComparisonDirection::kNe:
+      return Op::kNe;
+    case xla::ComparisonDirection::kGe:
+      return Op::kGe;
+    case xla::ComparisonDirection::kGt:
+      return Op::kGt;
+    case xla::ComparisonDirection::kLe:
+      return Op::kLe;
+    case xla::ComparisonDirection::kLt:
+      return Op::kLt;
   }
   return std::nullopt;
 }
 
+// What an operation does to elements, apart from its operands; nothing for what
+// a program cannot spell. Type conversions and reductions are not among them.
+std::optional<Op> ElementwiseOperation(const HloInstruction* hlo) {
+  if (IsFloat(hlo)) return FloatOperation(hlo->opcode());
+  if (IsPredicate(hlo)) return PredicateOperation(hlo);
+  return std::nullopt;
+}
+
+// A sum, maximum or minimum in float32 that starts from its neutral element.
+std::optional<Op> ReductionOperation(const HloInstruction* hlo) {
+  if (hlo->opcode() != HloOpcode::kReduce || hlo->operand_count() != 2 ||
+      hlo->shape().element_type() != xla::F32) {
+    return std::nullopt;
+  }
+  const std::optional<float> init = ConstantValue(hlo->operand(1));
+  const auto kind = xla::MatchReductionComputation(hlo->to_apply());
+  if (!init.has_value() || !kind.has_value()) return std::nullopt;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  switch (*kind) {
+    case xla::ReductionKind::SUM:
+      if (*init == 0.0f) return Op::kReduceSum;
+      return std::nullopt;
+    case xla::ReductionKind::MAX:
+      if (*init == -kInfinity) return Op::kReduceMax;
+      return std::nullopt;
+    case xla::ReductionKind::MIN:
+      if (*init == kInfinity) return Op::kReduceMin;
+      return std::nullopt;
+    default:
+      return std::nullopt;
+  }
+}
+
 // ---------------------------------------------------------------------------
-// The all-reduce and what is added to it
+// The region
+
+// Everything that depends on `source`: an operand of the custom-call must not.
+InstructionSet Dependents(HloInstruction* source) {
+  InstructionSet dependents = {source};
+  std::vector<HloInstruction*> stack = {source};
+  while (!stack.empty()) {
+    const HloInstruction* top = stack.back();
+    stack.pop_back();
+    const auto visit = [&](HloInstruction* next) {
+      if (dependents.insert(next).second) stack.push_back(next);
+    };
+    absl::c_for_each(top->users(), visit);
+    absl::c_for_each(top->control_successors(), visit);
+  }
+  return dependents;
+}
+
+// A tensor that the custom-call reads, besides what is sent.
+struct Leaf {
+  HloInstruction* tensor;
+  Extent extent;
+  int64_t slices = 0;
+  HloInstruction* index = nullptr;
+
+  bool operator<(const Leaf& other) const {
+    const auto key = [](const Leaf& leaf) {
+      return std::make_tuple(
+          leaf.tensor->unique_id(), leaf.extent, leaf.slices,
+          leaf.index == nullptr ? -1 : leaf.index->unique_id());
+    };
+    return key(*this) < key(other);
+  }
+};
+
+// An operand of an absorbed instruction.
+using Source = std::variant<HloInstruction*, float, Leaf>;
+
+// An absorbed instruction: what it does, or that it only stands for the value
+// of another one.
+struct Node {
+  HloInstruction* hlo;
+  bool is_alias = false;  // of its only source
+  Op op = Op::kSum;
+  DType round = DType::kF32;
+  std::vector<Source> sources;
+  Extent extent = Extent::kElement;  // of the value
+};
+
+class Region {
+ public:
+  Region(xla::HloAllReduceInstruction* all_reduce, const MayAbsorb& may_absorb)
+      : all_reduce_(all_reduce),
+        may_absorb_(may_absorb),
+        dependents_(Dependents(all_reduce)),
+        elements_(Elements(all_reduce)) {
+    for (HloInstruction* hlo :
+         all_reduce->parent()->MakeInstructionPostOrder()) {
+      if (hlo != all_reduce && dependents_.contains(hlo)) {
+        followers_.push_back(hlo);
+      }
+    }
+    hidden_ = FindRowLength();
+    Grow();
+    Trim();
+  }
+
+  EpilogueMatch ToMatch() const;
+
+ private:
+  int64_t rows() const { return elements_ / hidden_; }
+
+  bool Contains(const HloInstruction* hlo) const {
+    return nodes_.contains(hlo);
+  }
+
+  int64_t FindRowLength() const;
+  void Grow();
+  std::optional<Node> Absorb(HloInstruction* hlo, std::string* why) const;
+  std::optional<Source> Resolve(HloInstruction* operand, int64_t elements,
+                                std::string* why) const;
+  std::optional<Leaf> ResolveLeaf(HloInstruction* operand,
+                                  int64_t elements) const;
+  bool Understands(const HloInstruction* operand) const;
+  Extent ExtentOf(const Source& source) const;
+
+  bool IsEdge(const HloInstruction* hlo) const;
+  bool IsReadOutside(const HloInstruction* hlo) const;
+  bool IsResult(const HloInstruction* hlo) const;
+  bool IsLegal() const;
+  void Trim();
+  void GiveBack(int64_t i, std::string why);
+  EpilogueProgram Emit(EpilogueMatch* match) const;
+
+  xla::HloAllReduceInstruction* const all_reduce_;
+  const MayAbsorb& may_absorb_;
+  const InstructionSet dependents_;
+  const int64_t elements_;
+  int64_t hidden_ = 1;
+  std::vector<HloInstruction*> followers_;  // operands before users
+  absl::flat_hash_map<const HloInstruction*, Node> nodes_;
+  std::vector<HloInstruction*> order_;  // of the nodes, operands before users
+  absl::flat_hash_map<const HloInstruction*, std::string> reasons_;
+};
+
+// Looks ahead, through whatever could be taken in if the rows were known.
+int64_t Region::FindRowLength() const {
+  InstructionSet seen = {all_reduce_};
+  std::optional<int64_t> vector_length;
+  for (const HloInstruction* hlo : followers_) {
+    if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
+          return seen.contains(operand);
+        })) {
+      continue;
+    }
+    if (ReductionOperation(hlo).has_value()) {
+      const std::optional<int64_t> row = ReducedRow(hlo);
+      if (row.has_value() && elements_ % *row == 0) return *row;
+      continue;
+    }
+    if (Elements(hlo) != elements_ ||
+        !(ElementwiseOperation(hlo).has_value() || IsReshape(hlo) ||
+          hlo->opcode() == HloOpcode::kConvert)) {
+      continue;
+    }
+    seen.insert(hlo);
+    for (HloInstruction* operand : hlo->operands()) {
+      if (dependents_.contains(operand)) continue;
+      const HloInstruction* inner = StripExact(operand);
+      if (vector_length.has_value() ||
+          ClassifyBroadcast(inner) != Spread::kColumn) {
+        continue;
+      }
+      vector_length = Elements(inner->operand(0));
+    }
+  }
+  return vector_length.value_or(elements_);
+}
+
+// A tensor outside of the region, as the operand of an instruction with that
+// many elements.
+std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
+                                        int64_t elements) const {
+  const auto extent_of = [&](int64_t count) -> std::optional<Extent> {
+    if (count == 1) return Extent::kScalar;
+    if (count == elements) {
+      return elements == elements_ ? Extent::kElement : Extent::kRow;
+    }
+    return std::nullopt;
+  };
+  HloInstruction* inner = StripExact(operand);
+  std::optional<Extent> extent;
+  switch (ClassifyBroadcast(inner)) {
+    case Spread::kRows: {
+      const int64_t count = Elements(inner->operand(0));
+      if (count == 1) {
+        extent = Extent::kScalar;
+      } else if (elements == elements_ && count == rows()) {
+        extent = Extent::kRow;
+      }
+      break;
+    }
+    case Spread::kColumn:
+      if (elements == elements_ && Elements(inner->operand(0)) == hidden_) {
+        extent = Extent::kColumn;
+      }
+      break;
+    default:
+      break;
+  }
+  if (extent.has_value()) {
+    inner = StripExact(inner->mutable_operand(0));
+  } else {
+    // Some other broadcast is read as the large tensor that it makes.
+    extent = extent_of(Elements(inner));
+    if (!extent.has_value()) return std::nullopt;
+  }
+  if (!IsFloat(inner) || !IsRowMajor(inner->shape())) return std::nullopt;
+  Leaf leaf{inner, *extent};
+
+  // One of many stacked tensors, as in a scan over layers.
+  if (inner->opcode() == HloOpcode::kDynamicSlice) {
+    HloInstruction* stack = inner->mutable_operand(0);
+    HloInstruction* index = inner->mutable_operand(1);
+    const auto& sizes = inner->dynamic_slice_sizes();
+    bool whole = IsRowMajor(stack->shape()) && IsFloat(stack) &&
+                 !sizes.empty() && sizes[0] == 1 &&
+                 stack->shape().dimensions(0) >= 1 &&
+                 index->shape().element_type() == xla::S32 &&
+                 ShapeUtil::IsScalar(index->shape());
+    for (size_t d = 1; d < sizes.size() && whole; ++d) {
+      whole = sizes[d] == stack->shape().dimensions(d);
+    }
+    if (whole) {
+      leaf = {stack, *extent, stack->shape().dimensions(0), index};
+    }
+  }
+  return leaf;
+}
+
+// Whether everything that ResolveLeaf and ConstantValue look at is understood.
+bool Region::Understands(const HloInstruction* operand) const {
+  while (true) {
+    if (!may_absorb_(operand)) return false;
+    if (!IsExact(operand) && operand->opcode() != HloOpcode::kBroadcast) break;
+    operand = operand->operand(0);
+  }
+  return true;
+}
+
+std::optional<Source> Region::Resolve(HloInstruction* operand, int64_t elements,
+                                      std::string* why) const {
+  const auto found = nodes_.find(operand);
+  if (found != nodes_.end()) {
+    if (Elements(operand) == elements) return operand;
+    *why = absl::StrCat("operand ", operand->name(), " has another size");
+    return std::nullopt;
+  }
+  if (dependents_.contains(operand)) {
+    *why = absl::StrCat("operand ", operand->name(),
+                        " depends on the all-reduce and was not taken in");
+    return std::nullopt;
+  }
+  if (!Understands(operand)) {
+    *why = absl::StrCat("operand ", operand->name(),
+                        " has proto fields that this build does not know");
+    return std::nullopt;
+  }
+  if (const std::optional<float> constant = ConstantValue(operand)) {
+    return *constant;
+  }
+  if (std::optional<Leaf> leaf = ResolveLeaf(operand, elements)) {
+    return *std::move(leaf);
+  }
+  *why = absl::StrCat("operand ", operand->name(), " of shape ",
+                      ShapeUtil::HumanString(operand->shape()),
+                      " can't be read by rows of ", hidden_);
+  return std::nullopt;
+}
+
+Extent Region::ExtentOf(const Source& source) const {
+  if (const auto* hlo = std::get_if<HloInstruction*>(&source)) {
+    return nodes_.at(*hlo).extent;
+  }
+  if (const auto* leaf = std::get_if<Leaf>(&source)) return leaf->extent;
+  return Extent::kScalar;
+}
+
+// How `hlo`, one of whose operands is a node, becomes a node.
+std::optional<Node> Region::Absorb(HloInstruction* hlo,
+                                   std::string* why) const {
+  if (!may_absorb_(hlo)) {
+    *why = "has proto fields that this build does not know";
+    return std::nullopt;
+  }
+  if (hlo->HasControlDependencies()) {
+    *why = "has control dependencies";
+    return std::nullopt;
+  }
+  if (!hlo->shape().IsArray() || !IsRowMajor(hlo->shape())) {
+    *why = "is no array, or dynamic, or not row-major";
+    return std::nullopt;
+  }
+  Node node{hlo};
+  if (IsFloat(hlo)) node.round = *ToDType(hlo->shape().element_type());
+  const int64_t elements = Elements(hlo);
+
+  if (IsExact(hlo)) {
+    node.is_alias = true;
+    node.sources = {hlo->mutable_operand(0)};
+    node.extent = nodes_.at(hlo->operand(0)).extent;
+    return node;
+  }
+  if (hlo->opcode() == HloOpcode::kBroadcast) {
+    const HloInstruction* operand = hlo->operand(0);
+    if (ClassifyBroadcast(hlo) != Spread::kRows || elements != elements_ ||
+        Elements(operand) != rows() ||
+        nodes_.at(operand).extent != Extent::kRow) {
+      *why = "does not repeat one value a row along that row";
+      return std::nullopt;
+    }
+    node.is_alias = true;
+    node.sources = {hlo->mutable_operand(0)};
+    node.extent = Extent::kRow;
+    return node;
+  }
+  if (hlo->opcode() == HloOpcode::kReduce) {
+    const std::optional<Op> op = ReductionOperation(hlo);
+    if (!op.has_value() || !Understands(hlo->operand(1)) ||
+        !absl::c_all_of(hlo->to_apply()->instructions(), may_absorb_)) {
+      *why = "is no float32 sum, maximum or minimum, or starts elsewhere";
+      return std::nullopt;
+    }
+    if (ReducedRow(hlo) != hidden_ || elements != rows() ||
+        !Contains(hlo->operand(0)) ||
+        nodes_.at(hlo->operand(0)).extent != Extent::kElement) {
+      *why = absl::StrCat("does not reduce rows of ", hidden_);
+      return std::nullopt;
+    }
+    const int64_t width =
+        ByteWidth(*ToDType(InputOf(all_reduce_)->shape().element_type()));
+    if (hidden_ * width > kMaxRowBytes) {
+      *why =
+          absl::StrCat("a row of ", hidden_ * width,
+                       " bytes is too long to reduce; at most ", kMaxRowBytes);
+      return std::nullopt;
+    }
+    node.op = *op;
+    node.sources = {hlo->mutable_operand(0)};
+    node.extent = Extent::kRow;
+    return node;
+  }
+
+  if (elements != elements_ && elements != rows()) {
+    *why = "has another number of elements";
+    return std::nullopt;
+  }
+  if (hlo->opcode() == HloOpcode::kConvert && IsFloat(hlo) &&
+      (IsFloat(hlo->operand(0)) || IsPredicate(hlo->operand(0)))) {
+    node.op = Op::kConvert;
+  } else if (hlo->opcode() == HloOpcode::kReducePrecision &&
+             hlo->shape().element_type() == xla::F32 &&
+             hlo->exponent_bits() == 8 && hlo->mantissa_bits() == 7) {
+    node.op = Op::kConvert;
+    node.round = DType::kBf16;
+  } else if (const std::optional<Op> op = ElementwiseOperation(hlo)) {
+    node.op = *op;
+  } else {
+    *why = absl::StrCat(xla::HloOpcodeString(hlo->opcode()), " of ",
+                        xla::PrimitiveType_Name(hlo->shape().element_type()),
+                        " is not among the operations of an epilogue");
+    return std::nullopt;
+  }
+  if (static_cast<int>(hlo->operand_count()) != Arity(node.op)) {
+    *why = "has another number of operands";
+    return std::nullopt;
+  }
+  node.extent = Extent::kScalar;
+  for (HloInstruction* operand : hlo->mutable_operands()) {
+    // The bounds of a clamp are the one kind of operand that may be smaller.
+    const bool is_bound =
+        node.op == Op::kClamp && ShapeUtil::IsScalar(operand->shape());
+    std::optional<Source> source =
+        Resolve(operand, is_bound ? 1 : elements, why);
+    if (!source.has_value()) return std::nullopt;
+    node.extent = node.extent | ExtentOf(*source);
+    node.sources.push_back(*std::move(source));
+  }
+  return node;
+}
+
+void Region::Grow() {
+  Node sum{all_reduce_};
+  sum.round = *ToDType(all_reduce_->shape().element_type());
+  nodes_.emplace(all_reduce_, std::move(sum));
+  order_.push_back(all_reduce_);
+  for (HloInstruction* hlo : followers_) {
+    if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
+          return Contains(operand);
+        })) {
+      continue;
+    }
+    std::string why;
+    std::optional<Node> node = Absorb(hlo, &why);
+    if (!node.has_value()) {
+      reasons_[hlo] = std::move(why);
+      continue;
+    }
+    nodes_.emplace(hlo, *std::move(node));
+    order_.push_back(hlo);
+  }
+}
+
+// Whether nothing in the region reads it.
+bool Region::IsEdge(const HloInstruction* hlo) const {
+  return !absl::c_any_of(
+      hlo->users(), [&](const HloInstruction* user) { return Contains(user); });
+}
+
+// Whether something outside of the region reads the value, be it through an
+// alias: that then stays in the module and reads the result in turn.
+bool Region::IsReadOutside(const HloInstruction* hlo) const {
+  return hlo->IsRoot() ||
+         absl::c_any_of(hlo->users(), [&](const HloInstruction* user) {
+           const auto node = nodes_.find(user);
+           return node == nodes_.end() ||
+                  (node->second.is_alias && IsReadOutside(user));
+         });
+}
+
+bool Region::IsResult(const HloInstruction* hlo) const {
+  return !nodes_.at(hlo).is_alias && IsReadOutside(hlo);
+}
+
+// Whether the region is a program that can be run and whose results are what
+// the instructions outside want to read.
+bool Region::IsLegal() const {
+  for (const HloInstruction* hlo : order_) {
+    if (!IsResult(hlo)) continue;
+    const Extent extent = nodes_.at(hlo).extent;
+    const int64_t elements = extent == Extent::kElement ? elements_
+                             : extent == Extent::kRow   ? rows()
+                                                        : 0;
+    if (IsPredicate(hlo) || Elements(hlo) != elements) return false;
+  }
+  EpilogueMatch match;
+  return Validate(Emit(&match)).empty();
+}
+
+void Region::Trim() {
+  // Users come after operands: one walk back is enough to drop what has no
+  // reader in the region, but for results.
+  for (int64_t i = order_.size() - 1; i > 0; --i) {
+    if (!IsEdge(order_[i])) continue;
+    if (nodes_.at(order_[i]).is_alias || IsPredicate(order_[i]) ||
+        !IsResult(order_[i])) {
+      GiveBack(i, "");
+    }
+  }
+  while (order_.size() > 1 && !IsLegal()) {
+    GiveBack(order_.size() - 1, "the epilogue would exceed a limit with it");
+  }
+}
+
+void Region::GiveBack(int64_t i, std::string why) {
+  if (!why.empty()) reasons_[order_[i]] = std::move(why);
+  nodes_.erase(order_[i]);
+  order_.erase(order_.begin() + i);
+}
+
+EpilogueProgram Region::Emit(EpilogueMatch* match) const {
+  EpilogueProgram program;
+  program.x = *ToDType(InputOf(all_reduce_)->shape().element_type());
+  absl::flat_hash_map<const HloInstruction*, int> values;
+  std::map<uint32_t, int> constants;
+  std::map<Leaf, int> leaves;
+  absl::flat_hash_map<const HloInstruction*, int> indices;
+
+  const auto append = [&](Instruction instruction) {
+    program.instructions.push_back(instruction);
+    return static_cast<int>(program.instructions.size()) - 1;
+  };
+  const auto value_of = [&](const Source& source) {
+    if (const auto* hlo = std::get_if<HloInstruction*>(&source)) {
+      return values.at(*hlo);
+    }
+    if (const auto* constant = std::get_if<float>(&source)) {
+      const auto [place, is_new] = constants.try_emplace(Bits(*constant), 0);
+      if (is_new) {
+        Instruction instruction;
+        instruction.op = Op::kConstant;
+        instruction.constant = *constant;
+        place->second = append(instruction);
+      }
+      return place->second;
+    }
+    const Leaf& leaf = std::get<Leaf>(source);
+    const auto [place, is_new] = leaves.try_emplace(leaf, 0);
+    if (is_new) {
+      Operand operand;
+      operand.extent = leaf.extent;
+      operand.dtype = *ToDType(leaf.tensor->shape().element_type());
+      if (leaf.index != nullptr) {
+        const auto [index, first] =
+            indices.try_emplace(leaf.index, program.indices);
+        if (first) {
+          ++program.indices;
+          match->indices.push_back(leaf.index);
+        }
+        operand.slices = leaf.slices;
+        operand.index = index->second;
+      }
+      Instruction instruction;
+      instruction.op = Op::kOperand;
+      instruction.operand = static_cast<int>(program.operands.size());
+      program.operands.push_back(operand);
+      match->operands.push_back(leaf.tensor);
+      place->second = append(instruction);
+    }
+    return place->second;
+  };
+
+  for (HloInstruction* hlo : order_) {
+    const Node& node = nodes_.at(hlo);
+    if (node.is_alias) {
+      values[hlo] = values.at(std::get<HloInstruction*>(node.sources[0]));
+      continue;
+    }
+    Instruction instruction;
+    instruction.op = node.op;
+    instruction.round = node.round;
+    for (size_t i = 0; i < node.sources.size(); ++i) {
+      instruction.inputs[i] = value_of(node.sources[i]);
+    }
+    values[hlo] = append(instruction);
+  }
+  for (HloInstruction* hlo : order_) {
+    if (!IsResult(hlo)) continue;
+    program.results.push_back(
+        {values.at(hlo),
+         ToDType(hlo->shape().element_type()).value_or(DType::kF32)});
+    match->results.push_back(hlo);
+  }
+  return program;
+}
+
+EpilogueMatch Region::ToMatch() const {
+  EpilogueMatch match;
+  match.all_reduce = all_reduce_;
+  match.input = InputOf(all_reduce_);
+  match.program = Emit(&match);
+  match.rows = rows();
+  match.hidden = hidden_;
+  InstructionSet seen;
+  for (const HloInstruction* hlo : order_) {
+    for (const HloInstruction* user : hlo->users()) {
+      if (Contains(user) || !seen.insert(user).second) continue;
+      const auto reason = reasons_.find(user);
+      if (reason != reasons_.end())
+        match.stops.push_back({user, reason->second});
+    }
+  }
+  return match;
+}
+
+// ---------------------------------------------------------------------------
 
 std::optional<std::string> WhyNotAllReduce(
     const xla::HloAllReduceInstruction* hlo) {
   if (hlo->operand_count() != 1 || !hlo->shape().IsArray()) {
     return "has several operands";
   }
-  const PrimitiveType type = hlo->shape().element_type();
-  if (!IsWireType(type)) {
-    return absl::StrCat("element type ", xla::PrimitiveType_Name(type),
+  if (!IsFloat(hlo)) {
+    return absl::StrCat("element type ",
+                        xla::PrimitiveType_Name(hlo->shape().element_type()),
                         " is not F32, BF16 or F16");
   }
   if (xla::MatchReductionComputation(hlo->to_apply()) !=
@@ -416,101 +874,7 @@ std::optional<std::string> WhyNotAllReduce(
   return std::nullopt;
 }
 
-// The part of the epilogue that is matched so far, up to `value`.
-struct Chain {
-  HloInstruction* value;
-  PrimitiveType sum_round;
-  std::vector<Addend> addends;
-  int64_t hidden = 0;
-
-  // What the value was last rounded to.
-  PrimitiveType& round() {
-    return addends.empty() ? sum_round : addends.back().round;
-  }
-};
-
-// Extends `chain` by the only user of `value`, if it belongs to the epilogue.
-// Returns the new last value, or null.
-HloInstruction* ExtendChain(Chain& chain, HloInstruction* value) {
-  HloInstruction* user = OnlyUser(value);
-  if (user == nullptr || !user->shape().IsArray() ||
-      !IsRowMajor(user->shape()) || user->HasControlDependencies()) {
-    return nullptr;
-  }
-  const PrimitiveType type = user->shape().element_type();
-  if (IsReshape(user)) return user;
-  if (user->opcode() == HloOpcode::kConvert) {
-    if (IsWideningConvert(user)) return user;
-    if (!IsWireType(type) || chain.round() != xla::F32) return nullptr;
-    chain.round() = type;
-    return user;
-  }
-  HloInstruction* other;
-  if (user->opcode() != HloOpcode::kAdd || chain.addends.size() == 2 ||
-      !IsWireType(type) || (other = OtherOperand(user, value)) == nullptr) {
-    return nullptr;
-  }
-  // The value has this add as its only user, so `other` can't depend on it.
-  const auto has = [&](Addend::Kind kind) {
-    return absl::c_any_of(chain.addends,
-                          [&](const Addend& a) { return a.kind == kind; });
-  };
-  // Operands are read in the type they have before they were widened.
-  if (HloInstruction* bias = ColumnVector(other, chain.hidden);
-      bias != nullptr && !has(Addend::Kind::kBias) &&
-      Elements(bias) != Elements(value)) {
-    chain.hidden = Elements(bias);
-    chain.addends.push_back({Addend::Kind::kBias, bias, type});
-    return user;
-  }
-  HloInstruction* residual = StripWidening(other);
-  if (!has(Addend::Kind::kResidual) &&
-      IsWireType(residual->shape().element_type()) &&
-      IsRowMajor(residual->shape()) && Elements(residual) == Elements(value)) {
-    chain.addends.push_back({Addend::Kind::kResidual, residual, type});
-    return user;
-  }
-  return nullptr;
-}
-
-// The instruction through which the rest of the module reads the sum, once the
-// norm is gone; null when nothing does.
-HloInstruction* SumOutput(HloInstruction* value, const NormMatch& norm) {
-  std::vector<HloInstruction*> readers;
-  bool leaves = false;
-  const auto collect = [&](const HloInstruction* hlo) {
-    if (hlo == norm.output) return;
-    leaves |= hlo->IsRoot();
-    for (HloInstruction* user : hlo->users()) {
-      if (!norm.absorbed.contains(user)) readers.push_back(user);
-    }
-  };
-  collect(value);
-  // Somebody may read an intermediate value of the norm: it stays, and is then
-  // computed from the sum.
-  absl::c_for_each(norm.absorbed, collect);
-  if (readers.empty() && !leaves) return nullptr;
-  // A sum that is only read in a narrower type is written in that type.
-  if (!leaves && readers.size() == 1 &&
-      readers[0]->opcode() == HloOpcode::kConvert &&
-      readers[0]->operand(0) == value && !IsWideningConvert(readers[0]) &&
-      IsWireType(readers[0]->shape().element_type()) &&
-      IsRowMajor(readers[0]->shape())) {
-    return readers[0];
-  }
-  return value;
-}
-
 }  // namespace
-
-std::string EpilogueMatch::EpilogueName() const {
-  std::vector<std::string> parts;
-  for (const Addend& addend : addends) {
-    parts.push_back(addend.kind == Addend::Kind::kBias ? "bias" : "residual");
-  }
-  if (norm.has_value()) parts.push_back("rms_norm");
-  return parts.empty() ? "none" : absl::StrJoin(parts, "+");
-}
 
 std::variant<EpilogueMatch, Decline> MatchEpilogue(
     xla::HloAllReduceInstruction* all_reduce, const MayAbsorb& may_absorb) {
@@ -518,43 +882,7 @@ std::variant<EpilogueMatch, Decline> MatchEpilogue(
     return Decline{*std::move(why)};
   }
   if (!may_absorb(all_reduce)) return Decline{"has unknown proto fields"};
-
-  // Walk down the only users. `chain` is kept only where stopping is worth it:
-  // what merely widens or reshapes is cheaper to leave to the consumer.
-  Chain chain{all_reduce, all_reduce->shape().element_type(), {}, 0};
-  Chain kept = chain;
-  std::optional<NormMatch> norm;
-  for (HloInstruction* value = all_reduce; value != nullptr;
-       value = ExtendChain(chain, value)) {
-    if (!may_absorb(value)) break;
-    if (IsReshape(value) || IsWideningConvert(value)) continue;
-    chain.value = value;
-    kept = chain;
-    norm = MatchRmsNorm(value);
-    if (norm.has_value()) break;
-  }
-  if (norm.has_value() &&
-      ((chain.hidden != 0 && chain.hidden != norm->hidden) ||
-       !absl::c_all_of(norm->absorbed, [&](const HloInstruction* hlo) {
-         return may_absorb(hlo) && !hlo->HasControlDependencies();
-       }))) {
-    norm.reset();
-  }
-
-  EpilogueMatch match;
-  match.all_reduce = all_reduce;
-  match.input = StripWidening(all_reduce->mutable_operand(0));
-  match.sum_round = kept.sum_round;
-  match.addends = std::move(kept.addends);
-  match.hidden = kept.hidden != 0 ? kept.hidden : Elements(all_reduce);
-  match.sum_output = kept.value;
-  if (norm.has_value()) {
-    match.norm = norm->norm;
-    match.norm_output = norm->output;
-    match.hidden = norm->hidden;
-    match.sum_output = SumOutput(kept.value, *norm);
-  }
-  return match;
+  return Region(all_reduce, may_absorb).ToMatch();
 }
 
 }  // namespace oneshot

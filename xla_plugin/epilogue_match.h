@@ -2,65 +2,53 @@
 //
 // Recognises an all-reduce and the epilogue that follows it. Matching only
 // reads the module; `all_reduce_epilogue_fusion.h` does the rewriting.
+//
+// There are no patterns. From the all-reduce on, every instruction is taken in
+// that an epilogue program can spell and whose operands are taken in already or
+// do not depend on the all-reduce. A tensor is looked at as rows * hidden
+// elements in row-major order, so that rank, reshapes and dimensions of size
+// one make no difference; `hidden` is the length of the first row reduction
+// that is met, else that of the first vector that is spread over rows.
+//
+// What is read from outside becomes a result. At the edge it is better to stop
+// early: an instruction that only widens, reshapes or repeats stays outside, so
+// that the small tensor is what is written; and what does not fit the limits of
+// a program is given back, last first. The all-reduce alone always fits.
 
 #ifndef ONESHOT_XLA_PLUGIN_EPILOGUE_MATCH_H_
 #define ONESHOT_XLA_PLUGIN_EPILOGUE_MATCH_H_
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <string>
-#include <utility>
 #include <variant>
 #include <vector>
 
-#include "xla/hlo/ir/hlo_computation.h"
+#include "cuda/epilogue_program.h"
 #include "xla/hlo/ir/hlo_instruction.h"
 #include "xla/hlo/ir/hlo_instructions.h"
-#include "xla/xla_data.pb.h"
 
 namespace oneshot {
 
-// A tensor that the HLO adds to the sum.
-struct Addend {
-  enum class Kind { kBias, kResidual };
-  Kind kind;
-  xla::HloInstruction* operand;
-  // The running value is rounded to this type after the add. F32: not rounded.
-  xla::PrimitiveType round;
-};
-
-// x * rsqrt(sum(x*x) * mean_scale + epsilon) [* gain] over the last `hidden`
-// elements.
-struct RmsNorm {
-  float epsilon = 0;
-  float mean_scale = 0;
-  // Type to which the HLO rounds before it multiplies by the gain; F32: not
-  // rounded there.
-  xla::PrimitiveType round = xla::F32;
-  xla::HloInstruction* gain = nullptr;  // null: gain of one
+// An instruction right behind what was matched, and why it was not taken in.
+struct Stop {
+  const xla::HloInstruction* instruction;
+  std::string reason;
 };
 
 // What one custom-call will replace.
-//
-// All arithmetic is f32. The value starts as the sum over ranks, rounded to
-// `sum_round`; each addend is added and the value rounded again. At least one
-// of the outputs is set; the custom-call computes their values and types.
 struct EpilogueMatch {
   xla::HloAllReduceInstruction* all_reduce = nullptr;
+  EpilogueProgram program;
+  int64_t rows = 1;
+  int64_t hidden = 1;
   // What is sent. This is the all-reduce's operand, or the narrower value that
   // the operand only widens.
   xla::HloInstruction* input = nullptr;
-  xla::PrimitiveType sum_round = xla::F32;
-  std::vector<Addend> addends;
-  std::optional<RmsNorm> norm;
-  // Length of a row: the normalised dimension, else the bias, else everything.
-  int64_t hidden = 0;
-  xla::HloInstruction* sum_output = nullptr;   // null: nobody reads the sum
-  xla::HloInstruction* norm_output = nullptr;  // null: no norm
-
-  // E.g. "residual+rms_norm"; "none" for a bare all-reduce.
-  std::string EpilogueName() const;
+  std::vector<xla::HloInstruction*> operands;  // as the program numbers them
+  std::vector<xla::HloInstruction*> indices;
+  std::vector<xla::HloInstruction*> results;  // replaced by those of the call
+  std::vector<Stop> stops;
 };
 
 // Why an all-reduce stays with stock XLA, in words for the report.

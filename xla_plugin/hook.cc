@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +33,9 @@ struct Config {
 // Written once by oneshot_hook_configure(), before anything reads it. Leaked:
 // compilations may still run while static objects are destroyed.
 Config* config = nullptr;
+
+// Of the last plugin that was registered.
+std::atomic<OneshotCompile> compile_kernel = nullptr;
 
 __attribute__((format(printf, 2, 3))) void Log(LogLevel level,
                                                const char* format, ...) {
@@ -95,8 +99,8 @@ decltype(&OneshotRunPass) LoadPass() {
 }
 
 // Returns the changed module, to be freed by the caller, or null.
-char* Transform(const char* platform, const char* module, size_t size,
-                size_t* out_size) {
+char* Transform(const char* platform, OneshotCompile compile,
+                const char* module, size_t size, size_t* out_size) {
   if (config == nullptr || module == nullptr ||
       !HasAllReduce(std::string_view(module, size))) {
     return nullptr;
@@ -105,8 +109,8 @@ char* Transform(const char* platform, const char* module, size_t size,
   if (run_pass == nullptr) return nullptr;
   char* out = nullptr;
   char* message = nullptr;
-  const int result = run_pass(platform, config->dump_dir.c_str(), module, size,
-                              &out, out_size, &message);
+  const int result = run_pass(platform, config->dump_dir.c_str(), compile,
+                              module, size, &out, out_size, &message);
   if (result < 0) {
     Log(kWarning, "a module stays with stock XLA: %s",
         message != nullptr ? message : "out of memory");
@@ -129,8 +133,8 @@ void TransformHloModule(XlaTransformCallbacks*, XlaTransformArgs* args) {
   }
   args->header.has_error = false;
   size_t size = 0;
-  char* out =
-      Transform("CUDA", args->hlo_module.data, args->hlo_module.size, &size);
+  char* out = Transform("CUDA", compile_kernel.load(), args->hlo_module.data,
+                        args->hlo_module.size, &size);
   if (out == nullptr) return;
   args->header.data = out;
   args->header.cleanup_fn = std::free;
@@ -177,7 +181,8 @@ ONESHOT_EXPORT int oneshot_hook_configure(const char* pass_library,
   return 0;
 }
 
-ONESHOT_EXPORT const char* oneshot_hook_register(const void* pjrt_api) {
+ONESHOT_EXPORT const char* oneshot_hook_register(const void* pjrt_api,
+                                                 void* compile) {
   using oneshot::XlaTransformExtension;
   const auto* api = static_cast<const PJRT_Api*>(pjrt_api);
   if (oneshot::config == nullptr)
@@ -202,6 +207,7 @@ ONESHOT_EXPORT const char* oneshot_hook_register(const void* pjrt_api) {
   args.stage = oneshot::kPreScheduler;
   args.callbacks = &callbacks;
   const auto* extension = reinterpret_cast<const XlaTransformExtension*>(base);
+  oneshot::compile_kernel = reinterpret_cast<OneshotCompile>(compile);
   PJRT_Error* error = extension->register_transform(&args);
   return error == nullptr ? nullptr : oneshot::TakeError(api, error);
 }
@@ -210,7 +216,8 @@ ONESHOT_EXPORT int oneshot_hook_transform(const char* platform,
                                           const char* module, size_t size,
                                           char** out, size_t* out_size) {
   *out_size = 0;
-  *out = oneshot::Transform(platform, module, size, out_size);
+  *out =
+      oneshot::Transform(platform, /*compile=*/nullptr, module, size, out_size);
   return *out != nullptr ? 1 : 0;
 }
 

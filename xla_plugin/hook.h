@@ -27,8 +27,10 @@ int oneshot_hook_configure(const char* pass_library, const char* xla_dir,
                            const char* dump_dir, int log_level);
 
 // Registers the pass with the PJRT plugin behind `pjrt_api` (const PJRT_Api*).
-// Returns null, or why it could not; that string lives forever.
-const char* oneshot_hook_register(const void* pjrt_api);
+// `compile` (OneshotCompile of pass_library.h) is asked for the kernel of every
+// rewrite; null: of none. Returns null, or why it could not; that string lives
+// forever.
+const char* oneshot_hook_register(const void* pjrt_api, void* compile);
 
 // Runs the pass on a serialized HloModuleProto for `platform` ("Host" or
 // "CUDA"). Returns 1 and a buffer for oneshot_hook_free() in *out if the module

@@ -62,7 +62,8 @@ const std::string kModule =
 class HookTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    EXPECT_THAT(oneshot_hook_register(nullptr), HasSubstr("configure"));
+    EXPECT_THAT(oneshot_hook_register(nullptr, nullptr),
+                HasSubstr("configure"));
     EXPECT_EQ(oneshot_hook_configure("/nowhere/pass.so", "/nowhere", "", 2), 0);
     EXPECT_NE(oneshot_hook_configure("/else/pass.so", "/else", "", 2), 0);
   }
@@ -78,7 +79,7 @@ class HookTest : public ::testing::Test {
 
 TEST_F(HookTest, RegistersOnceForThePreSchedulerStage) {
   Plugin plugin;
-  EXPECT_EQ(oneshot_hook_register(&plugin.api), nullptr);
+  EXPECT_EQ(oneshot_hook_register(&plugin.api, nullptr), nullptr);
   EXPECT_EQ(std::string(registered.name, registered.name_size), "oneshot");
   EXPECT_EQ(registered.stage, kPreScheduler);
   EXPECT_EQ(registered.callbacks->version, 1);
@@ -87,19 +88,19 @@ TEST_F(HookTest, RegistersOnceForThePreSchedulerStage) {
 TEST_F(HookTest, SaysWhyItCannotRegister) {
   Plugin without;
   without.other.next = nullptr;
-  EXPECT_THAT(oneshot_hook_register(&without.api),
+  EXPECT_THAT(oneshot_hook_register(&without.api, nullptr),
               HasSubstr("no XlaTransform"));
   Plugin small;
   small.transform.base.struct_size = sizeof(PJRT_Extension_Base);
-  EXPECT_THAT(oneshot_hook_register(&small.api), HasSubstr("smaller"));
+  EXPECT_THAT(oneshot_hook_register(&small.api, nullptr), HasSubstr("smaller"));
   Plugin refusing;
   refusing.transform.register_transform = Refuse;
-  EXPECT_STREQ(oneshot_hook_register(&refusing.api), "no more passes");
+  EXPECT_STREQ(oneshot_hook_register(&refusing.api, nullptr), "no more passes");
 }
 
 TEST_F(HookTest, ModuleStaysWhenThePassCannotBeLoaded) {
   Plugin plugin;
-  ASSERT_EQ(oneshot_hook_register(&plugin.api), nullptr);
+  ASSERT_EQ(oneshot_hook_register(&plugin.api, nullptr), nullptr);
   XlaTransformArgs args = Args();
   ::testing::internal::CaptureStderr();
   registered.callbacks->transform_hlo_module(registered.callbacks, &args);
@@ -111,7 +112,7 @@ TEST_F(HookTest, ModuleStaysWhenThePassCannotBeLoaded) {
 
 TEST_F(HookTest, RefusesArgumentsOfAnotherVersion) {
   Plugin plugin;
-  ASSERT_EQ(oneshot_hook_register(&plugin.api), nullptr);
+  ASSERT_EQ(oneshot_hook_register(&plugin.api, nullptr), nullptr);
   XlaTransformArgs args = Args();
   args.struct_size -= 8;
   ::testing::internal::CaptureStderr();

@@ -11,6 +11,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -96,8 +97,21 @@ std::string Summary(const ModuleReport& report) {
   return out;
 }
 
+AllReduceEpilogueFusion::CompileKernel CompileWith(OneshotCompile compile) {
+  if (compile == nullptr) return nullptr;
+  return [compile](const std::string& program, int64_t rows, int64_t hidden,
+                   int ranks) -> std::optional<std::string> {
+    char* why = compile(program.c_str(), rows, hidden, ranks);
+    if (why == nullptr) return std::nullopt;
+    std::string reason = why;
+    std::free(why);
+    return reason;
+  };
+}
+
 absl::StatusOr<Result> RunPass(absl::string_view platform,
                                absl::string_view dump_dir,
+                               OneshotCompile compile,
                                absl::string_view serialized) {
   absl::StatusOr<DecodedModule> decoded = DecodedModule::Decode(serialized);
   if (!decoded.ok()) {
@@ -116,12 +130,11 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
   Dump dump(std::string(dump_dir), module->name());
   const std::string before = dump.enabled() ? module->ToString() : "";
 
-  AllReduceEpilogueFusion pass(platform == "Host"
-                                   ? AllReduceEpilogueFusion::Platform::kHost
-                                   : AllReduceEpilogueFusion::Platform::kCuda,
-                               [&](const xla::HloInstruction* hlo) {
-                                 return decoded->Understands(hlo);
-                               });
+  AllReduceEpilogueFusion pass(
+      platform == "Host" ? AllReduceEpilogueFusion::Platform::kHost
+                         : AllReduceEpilogueFusion::Platform::kCuda,
+      [&](const xla::HloInstruction* hlo) { return decoded->Understands(hlo); },
+      CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
   Result result{"", Summary(pass.report())};
   if (changed) {
@@ -149,13 +162,14 @@ char* Copy(const std::string& text) {
 }  // namespace oneshot
 
 extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
-    const char* platform, const char* dump_dir, const char* module, size_t size,
-    char** out, size_t* out_size, char** message) {
+    const char* platform, const char* dump_dir, OneshotCompile compile,
+    const char* module, size_t size, char** out, size_t* out_size,
+    char** message) {
   *out = nullptr;
   *out_size = 0;
   *message = nullptr;
   try {
-    auto result = oneshot::RunPass(platform, dump_dir, {module, size});
+    auto result = oneshot::RunPass(platform, dump_dir, compile, {module, size});
     if (!result.ok()) {
       *message = oneshot::Copy(std::string(result.status().message()));
       return -1;

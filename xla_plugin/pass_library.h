@@ -7,20 +7,27 @@
 #define ONESHOT_XLA_PLUGIN_PASS_LIBRARY_H_
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+// Compiles a kernel: null, or a malloc'ed reason why that is not possible. Of
+// liboneshot_cuda.so, see gpu_handler.cc.
+typedef char* (*OneshotCompile)(const char* program, int64_t rows,
+                                int64_t hidden, int ranks);
+
 // Runs the pass on a serialized HloModuleProto.
 //
-// `platform` is "CUDA" or "Host"; `dump_dir` is "" for no dump. Returns 1 and a
+// `platform` is "CUDA" or "Host"; `dump_dir` is "" for no dump; `compile` is
+// called for every rewrite, unless it is null. Returns 1 and a
 // malloc'ed module in *out when the module has changed, 0 when it has not, -1
 // when something went wrong, which also leaves the module as it is. *message
 // receives a malloc'ed line for the log. Re-entrant.
 int OneshotRunPass(const char* platform, const char* dump_dir,
-                   const char* module, size_t size, char** out,
-                   size_t* out_size, char** message);
+                   OneshotCompile compile, const char* module, size_t size,
+                   char** out, size_t* out_size, char** message);
 
 #ifdef __cplusplus
 }

@@ -3,24 +3,27 @@
 #include "xla_plugin/profit.h"
 
 #include "absl/strings/str_cat.h"
+#include "cuda/float_formats.h"
 #include "cuda/limits.h"
 
 namespace oneshot {
 
-std::optional<std::string> WhyNotProfitable(int64_t rows, int64_t row_bytes,
-                                            int64_t ranks, bool needs_row) {
-  if (ranks < 2) return "groups of one rank need no communication";
+std::optional<std::string> WhyNotProfitable(const EpilogueProgram& program,
+                                            int64_t rows, int64_t hidden,
+                                            int64_t ranks) {
+  if (ranks < kMinRanks) return "groups of one rank need no communication";
   if (ranks > kMaxRanks) {
     return absl::StrCat("groups of ", ranks, " ranks; at most ", kMaxRanks);
   }
-  if (needs_row && row_bytes > kMaxRowBytes) {
-    return absl::StrCat("a row of ", row_bytes,
-                        " bytes is too long to norm; at most ", kMaxRowBytes);
+  if (!Analyze(program).needs_rows) {
+    hidden *= rows;
+    rows = 1;
   }
-  const int64_t bytes = rows * PaddedRowBytes(row_bytes);
-  if (bytes > kMaxMessageBytes) {
+  const int64_t bytes = rows * PaddedRowBytes(hidden * ByteWidth(program.x));
+  const int64_t most = MaxMessageBytes(static_cast<int>(ranks));
+  if (bytes > most) {
     return absl::StrCat("message of ", bytes, " bytes is too large; at most ",
-                        kMaxMessageBytes);
+                        most, " between ", ranks, " ranks");
   }
   return std::nullopt;
 }

@@ -9,13 +9,16 @@
 #include <optional>
 #include <string>
 
+#include "cuda/epilogue_program.h"
+
 namespace oneshot {
 
-// Why an all-reduce of `rows` rows of `row_bytes` bytes over groups of `ranks`
-// is better left to stock XLA; nothing if it isn't. `needs_row` says whether
-// the epilogue reduces over a row, which one thread block then has to hold.
-std::optional<std::string> WhyNotProfitable(int64_t rows, int64_t row_bytes,
-                                            int64_t ranks, bool needs_row);
+// Why an all-reduce of `rows` rows of `hidden` elements over groups of `ranks`,
+// with the epilogue `program`, is better left to stock XLA; nothing if it
+// isn't.
+std::optional<std::string> WhyNotProfitable(const EpilogueProgram& program,
+                                            int64_t rows, int64_t hidden,
+                                            int64_t ranks);
 
 }  // namespace oneshot
 

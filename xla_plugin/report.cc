@@ -3,6 +3,7 @@
 #include "xla_plugin/report.h"
 
 #include "absl/algorithm/container.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -25,6 +26,21 @@ std::string Quote(const std::string& text) {
   return out + '"';
 }
 
+std::string StopJson(const StopReport& stop) {
+  return absl::StrCat("{\"instruction\":", Quote(stop.instruction),
+                      ",\"opcode\":", Quote(stop.opcode),
+                      ",\"source\":", Quote(stop.source),
+                      ",\"reason\":", Quote(stop.reason), "}");
+}
+
+// Names in text, one line each.
+std::string OneLine(std::string text) {
+  for (char& c : text) {
+    if (absl::ascii_iscntrl(c)) c = ' ';
+  }
+  return text;
+}
+
 std::string SiteJson(const SiteReport& site) {
   return absl::StrCat(
       "{\"name\":", Quote(site.name), ",\"site\":", Quote(site.site),
@@ -33,7 +49,13 @@ std::string SiteJson(const SiteReport& site) {
       ",\"fired\":", site.fired() ? "true" : "false",
       ",\"epilogue\":", Quote(site.epilogue),
       ",\"reason\":", Quote(site.reason),
-      ",\"custom_call\":", Quote(site.custom_call), "}");
+      ",\"custom_call\":", Quote(site.custom_call),
+      ",\"program\":", Quote(site.program), ",\"stopped\":[",
+      absl::StrJoin(site.stopped, ",",
+                    [](std::string* out, const StopReport& stop) {
+                      absl::StrAppend(out, StopJson(stop));
+                    }),
+      "]}");
 }
 
 }  // namespace
@@ -60,7 +82,12 @@ std::string ModuleReport::ToText() const {
                                  : absl::StrCat("left alone: ", site.reason),
                     "\n");
     if (!site.site.empty() || !site.source.empty()) {
-      absl::StrAppend(&out, "      ", site.site, "  ", site.source, "\n");
+      absl::StrAppend(&out, "      ", OneLine(site.site), "  ",
+                      OneLine(site.source), "\n");
+    }
+    for (const StopReport& stop : site.stopped) {
+      absl::StrAppend(&out, "      up to ", stop.instruction, " (", stop.opcode,
+                      "): ", stop.reason, "\n");
     }
   }
   return out;
@@ -68,7 +95,7 @@ std::string ModuleReport::ToText() const {
 
 std::string ModuleReport::ToJson() const {
   return absl::StrCat(
-      "{\"schema\":1,\"module\":", Quote(module),
+      "{\"schema\":2,\"module\":", Quote(module),
       ",\"platform\":", Quote(platform),
       ",\"changed\":", fired() > 0 ? "true" : "false", ",\"declined_module\":",
       declined_module.empty() ? "null" : Quote(declined_module),

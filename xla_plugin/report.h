@@ -11,6 +11,14 @@
 
 namespace oneshot {
 
+// An instruction behind a matched epilogue, and why it is not part of it.
+struct StopReport {
+  std::string instruction;  // HLO name
+  std::string opcode;
+  std::string source;  // "file:line", or empty
+  std::string reason;
+};
+
 // One all-reduce. `reason` is empty exactly when it was replaced.
 struct SiteReport {
   std::string name;        // HLO name, e.g. "all-reduce.3"
@@ -21,7 +29,9 @@ struct SiteReport {
   int64_t group_size = 0;  // ranks
   std::string epilogue;    // e.g. "residual+rms_norm"
   std::string custom_call;  // HLO name of the replacement
+  std::string program;      // of the replacement; see epilogue_program.h
   std::string reason;       // why it stays with stock XLA
+  std::vector<StopReport> stopped;
 
   bool fired() const { return reason.empty(); }
 };

@@ -123,3 +123,21 @@ def find_xla(config: Config) -> Path | None:
         if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
             return directory
     return None
+
+
+def find_nvrtc() -> Path | None:
+    """Finds the directory with NVIDIA's run-time compiler among the installed packages.
+
+    Returns:
+      The directory of the package that jax[cuda13] or jax[cuda12] has installed, or None; the
+      dynamic linker may know another.
+    """
+    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in distribution.files or ():
+            if file.name.startswith("libnvrtc.so."):
+                return Path(str(distribution.locate_file(file))).parent
+    return None

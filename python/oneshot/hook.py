@@ -134,7 +134,7 @@ def _load_hook() -> ctypes.CDLL:
     hook = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_hook.so"))
     text = ctypes.c_char_p
     hook.oneshot_hook_configure.argtypes = [text, text, text, ctypes.c_int]
-    hook.oneshot_hook_register.argtypes = [ctypes.c_void_p]
+    hook.oneshot_hook_register.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     hook.oneshot_hook_register.restype = text
     hook.oneshot_hook_transform.argtypes = [
         text,
@@ -219,8 +219,19 @@ def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> str | None:
         platform="CUDA",
         traits=_COMMAND_BUFFER_COMPATIBLE,
     )
-    error = hook.oneshot_hook_register(_pjrt_api(c_api))
+    handlers = _load_gpu()
+    handlers.oneshot_gpu_set_nvrtc(os.fsencode(config_lib.find_nvrtc() or ""))
+    compile_kernel = ctypes.cast(handlers.oneshot_gpu_compile, ctypes.c_void_p)
+    error = hook.oneshot_hook_register(_pjrt_api(c_api), compile_kernel)
     return error.decode() if error else None
+
+
+def _load_gpu() -> ctypes.CDLL:
+    handlers = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
+    handlers.oneshot_gpu_probe.restype = ctypes.c_char_p
+    handlers.oneshot_gpu_set_nvrtc.argtypes = [ctypes.c_char_p]
+    handlers.oneshot_gpu_set_nvrtc.restype = None
+    return handlers
 
 
 def _processes() -> int:
@@ -237,7 +248,5 @@ def _why_not_cuda() -> str | None:
     # that share a workspace.
     if "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT" in os.environ.get("XLA_FLAGS", "").upper():
         return "XLA_FLAGS asks for concurrent command buffers"
-    handlers = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
-    handlers.oneshot_gpu_probe.restype = ctypes.c_char_p
-    reason = handlers.oneshot_gpu_probe()
+    reason = _load_gpu().oneshot_gpu_probe()
     return reason.decode() if reason else None

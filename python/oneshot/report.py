@@ -7,6 +7,23 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Stop:
+    """An instruction behind a fused epilogue.
+
+    Attributes:
+      instruction: its HLO name.
+      opcode: its HLO opcode.
+      source: "file:line", or empty.
+      reason: why it is not part of the epilogue.
+    """
+
+    instruction: str
+    opcode: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class AllReduce:
     """One all-reduce of a module.
 
@@ -21,6 +38,8 @@ class AllReduce:
       epilogue: what was fused into it, e.g. "residual+rms_norm".
       reason: why it was left alone; empty if it was replaced.
       custom_call: HLO name of the replacement.
+      program: what the replacement computes; empty if it was left alone.
+      stopped: the instructions behind the matched epilogue that are not part of it.
     """
 
     name: str
@@ -33,6 +52,8 @@ class AllReduce:
     epilogue: str
     reason: str
     custom_call: str
+    program: str
+    stopped: tuple[Stop, ...]
 
 
 @dataclass(frozen=True)
@@ -98,12 +119,15 @@ def load(directory: Path | str) -> list[Module]:
 
 def _module(path: Path) -> Module:
     data = json.loads(path.read_text())
-    if data["schema"] != 1:
-        raise ValueError(f"schema {data['schema']}, not 1")
+    if data["schema"] != 2:
+        raise ValueError(f"schema {data['schema']}, not 2")
     return Module(
         module=data["module"],
         platform=data["platform"],
         declined_module=data["declined_module"],
-        all_reduces=tuple(AllReduce(**site) for site in data["all_reduces"]),
+        all_reduces=tuple(
+            AllReduce(**site | {"stopped": tuple(Stop(**stop) for stop in site["stopped"])})
+            for site in data["all_reduces"]
+        ),
         path=path,
     )
