@@ -318,14 +318,14 @@ def cases() -> Iterator[Case]:
         return lax.psum(lax.psum(x, "a") * x, "a")
 
     alone: list[tuple[str, Callable[[], list[jax.Array]], tuple[str | None, ...]]] = [
-        # Two readers: nothing but the sum can be fused.
-        ("shared", lambda: plain(shared), ("none",)),
-        ("twice", lambda: plain(twice), ("none", "none")),
+        # Two readers.
+        ("shared", lambda: plain(shared), ("add+multiply",)),
+        ("twice", lambda: plain(twice), ("multiply", "none")),
         # Not ours.
         ("maximum", lambda: plain(lambda x: lax.pmax(x, "a")), (None,)),
         ("integers", lambda: plain(lambda x: lax.psum(x, "a"), dtype=np.int32), (None,)),
-        # 2 MiB from each rank.
-        ("large", lambda: plain(lambda x: lax.psum(x, "a"), (512, 1024)), (None,)),
+        # 3 MiB from each of eight ranks.
+        ("large", lambda: plain(lambda x: lax.psum(x, "a"), (768, 1024)), (None,)),
     ]
     for name, run, sites in alone:
         yield Case(name, run, sites, EXACT)

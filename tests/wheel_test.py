@@ -38,7 +38,9 @@ EXPORTS = {
         "OneshotGpuInitialize",
         "OneshotGpuInstantiate",
         "OneshotGpuPrepare",
+        "oneshot_gpu_compile",
         "oneshot_gpu_probe",
+        "oneshot_gpu_set_nvrtc",
     },
     "liboneshot_hook.so": {
         "oneshot_hook_configure",

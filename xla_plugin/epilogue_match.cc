@@ -406,9 +406,11 @@ class Region {
   Extent ExtentOf(const Source& source) const;
 
   bool IsEdge(const HloInstruction* hlo) const;
-  bool IsReadOutside(const HloInstruction* hlo) const;
+  bool IsReadOutside(const HloInstruction* hlo,
+                     const HloInstruction* apart = nullptr) const;
   bool IsResult(const HloInstruction* hlo) const;
   bool IsLegal() const;
+  bool IsFreeOutside(const HloInstruction* hlo) const;
   void Trim();
   void GiveBack(int64_t i, std::string why);
   EpilogueProgram Emit(EpilogueMatch* match) const;
@@ -427,7 +429,7 @@ class Region {
 // Looks ahead, through whatever could be taken in if the rows were known.
 int64_t Region::FindRowLength() const {
   InstructionSet seen = {all_reduce_};
-  std::optional<int64_t> vector_length;
+  std::optional<int64_t> vector_length, repeats;
   for (const HloInstruction* hlo : followers_) {
     if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
           return seen.contains(operand);
@@ -448,14 +450,16 @@ int64_t Region::FindRowLength() const {
     for (HloInstruction* operand : hlo->operands()) {
       if (dependents_.contains(operand)) continue;
       const HloInstruction* inner = StripExact(operand);
-      if (vector_length.has_value() ||
-          ClassifyBroadcast(inner) != Spread::kColumn) {
-        continue;
+      const Spread spread = ClassifyBroadcast(inner);
+      if (spread == Spread::kColumn && !vector_length.has_value()) {
+        vector_length = Elements(inner->operand(0));
+      } else if (spread == Spread::kRows && !repeats.has_value() &&
+                 Elements(inner->operand(0)) > 1) {
+        repeats = elements_ / Elements(inner->operand(0));
       }
-      vector_length = Elements(inner->operand(0));
     }
   }
-  return vector_length.value_or(elements_);
+  return vector_length.value_or(repeats.value_or(elements_));
 }
 
 // A tensor outside of the region, as the operand of an instruction with that
@@ -498,6 +502,14 @@ std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
   }
   if (!IsFloat(inner) || !IsRowMajor(inner->shape())) return std::nullopt;
   Leaf leaf{inner, *extent};
+  // With a single row it is one or the other. For the name of the epilogue: a
+  // parameter of a model has one dimension, an activation keeps those of size
+  // one.
+  if (rows() == 1 && leaf.extent == Extent::kElement &&
+      inner->shape().dimensions().size() == 1 &&
+      operand->shape().dimensions().size() > 1) {
+    leaf.extent = Extent::kColumn;
+  }
 
   // One of many stacked tensors, as in a scan over layers.
   if (inner->opcode() == HloOpcode::kDynamicSlice) {
@@ -513,7 +525,7 @@ std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
       whole = sizes[d] == stack->shape().dimensions(d);
     }
     if (whole) {
-      leaf = {stack, *extent, stack->shape().dimensions(0), index};
+      leaf = {stack, leaf.extent, stack->shape().dimensions(0), index};
     }
   }
   return leaf;
@@ -698,14 +710,17 @@ bool Region::IsEdge(const HloInstruction* hlo) const {
       hlo->users(), [&](const HloInstruction* user) { return Contains(user); });
 }
 
-// Whether something outside of the region reads the value, be it through an
-// alias: that then stays in the module and reads the result in turn.
-bool Region::IsReadOutside(const HloInstruction* hlo) const {
+// Whether something outside of the region, and other than `apart`, reads the
+// value, be it through an alias: that then stays in the module and reads the
+// result in turn.
+bool Region::IsReadOutside(const HloInstruction* hlo,
+                           const HloInstruction* apart) const {
   return hlo->IsRoot() ||
          absl::c_any_of(hlo->users(), [&](const HloInstruction* user) {
            const auto node = nodes_.find(user);
-           return node == nodes_.end() ||
-                  (node->second.is_alias && IsReadOutside(user));
+           return user != apart &&
+                  (node == nodes_.end() ||
+                   (node->second.is_alias && IsReadOutside(user, apart)));
          });
 }
 
@@ -728,14 +743,35 @@ bool Region::IsLegal() const {
   return Validate(Emit(&match)).empty();
 }
 
+// Whether XLA computes it for nothing, as part of whatever reads it, from
+// values that are results all the same.
+bool Region::IsFreeOutside(const HloInstruction* hlo) const {
+  if (hlo->IsRoot() || IsReduction(nodes_.at(hlo).op)) return false;
+  for (const HloInstruction* user : hlo->users()) {
+    if (!ElementwiseOperation(user).has_value() &&
+        user->opcode() != HloOpcode::kConvert &&
+        user->opcode() != HloOpcode::kReduce &&
+        user->opcode() != HloOpcode::kTranspose &&
+        user->opcode() != HloOpcode::kSlice) {
+      return false;
+    }
+  }
+  return absl::c_all_of(nodes_.at(hlo).sources, [&](const Source& source) {
+    const auto* operand = std::get_if<HloInstruction*>(&source);
+    return operand == nullptr || IsReadOutside(*operand, /*apart=*/hlo);
+  });
+}
+
 void Region::Trim() {
   // Users come after operands: one walk back is enough to drop what has no
-  // reader in the region, but for results.
+  // reader in the region and is no good result.
   for (int64_t i = order_.size() - 1; i > 0; --i) {
     if (!IsEdge(order_[i])) continue;
     if (nodes_.at(order_[i]).is_alias || IsPredicate(order_[i]) ||
         !IsResult(order_[i])) {
       GiveBack(i, "");
+    } else if (IsFreeOutside(order_[i])) {
+      GiveBack(i, "XLA fuses it into what reads it");
     }
   }
   while (order_.size() > 1 && !IsLegal()) {
