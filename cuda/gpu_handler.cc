@@ -24,6 +24,7 @@
 #include "cuda/call_attributes.h"
 #include "cuda/device_guard.h"
 #include "cuda/export.h"
+#include "cuda/fault.h"
 #include "cuda/ffi_collectives.h"
 #include "cuda/ffi_state.h"
 #include "cuda/nvrtc.h"
@@ -71,10 +72,14 @@ ffi::ErrorOr<std::unique_ptr<GpuCall>> Instantiate(ffi::Dictionary dictionary) {
   if (attributes.has_error()) return attributes.error();
   auto call = std::make_unique<GpuCall>();
   call->attributes = *std::move(attributes);
+  call->site = SiteNumber(call->attributes.site);
   return ffi::ErrorOr<std::unique_ptr<GpuCall>>(std::move(call));
 }
 
 ffi::Error Prepare(GpuCall* call, CommunicatorContext collectives) {
+  // After a fault nothing runs any more: say why, not what CUDA says.
+  const std::string fault = FaultMessage();
+  if (!fault.empty()) return call->Failure(fault);
   return collectives.RequestCommunicator(
       ffi::GroupMode::kFlattenedId, call->attributes.groups, kCommunicationId);
 }
@@ -206,6 +211,11 @@ XLA_FFI_DEFINE_HANDLER(kExecute, Execute,
 // Where the run-time compiler is, "" if that is not known; see nvrtc.h.
 ONESHOT_EXPORT void oneshot_gpu_set_nvrtc(const char* path) {
   oneshot::SetNvrtcPath(path);
+}
+
+// How long a kernel waits for a peer.
+ONESHOT_EXPORT void oneshot_gpu_set_timeout(double seconds) {
+  oneshot::SetTimeout(seconds);
 }
 
 // Compiles the kernel of a call ahead of its first run. Null, or a malloc'ed

@@ -31,7 +31,7 @@ bool Resolve(void* library, const char* name, Function& function) {
 }
 
 // Empty when all is well.
-std::string WhyNot() {
+std::string WhyNot(int least_devices) {
   void* library = dlopen("libcuda.so.1", RTLD_NOW);
   if (library == nullptr) return "there is no CUDA driver";
   Driver driver;
@@ -47,7 +47,10 @@ std::string WhyNot() {
       driver.device_count(&count) != CUDA_SUCCESS) {
     return "the CUDA driver does not start";
   }
-  if (count < 2) return "fewer than two GPUs are visible";
+  if (count < least_devices) {
+    return least_devices == 1 ? "no GPU is visible"
+                              : "fewer than two GPUs are visible";
+  }
 
   std::vector<CUdevice> devices(count);
   for (int i = 0; i < count; ++i) {
@@ -79,9 +82,10 @@ std::string WhyNot() {
 }  // namespace
 }  // namespace oneshot
 
-// Null when this machine can run the kernel, else the reason, valid for the
-// life of the process.
-ONESHOT_EXPORT const char* oneshot_gpu_probe() {
-  static const std::string* const reason = new std::string(oneshot::WhyNot());
-  return reason->empty() ? nullptr : reason->c_str();
+// Null when this process can run the kernel on its devices, of which there have
+// to be `least_devices`; else the reason, valid until the next call.
+ONESHOT_EXPORT const char* oneshot_gpu_probe(int least_devices) {
+  static std::string reason;
+  reason = oneshot::WhyNot(least_devices);
+  return reason.empty() ? nullptr : reason.c_str();
 }

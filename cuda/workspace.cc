@@ -8,11 +8,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <vector>
 
 #include "cuda/device_guard.h"
+#include "cuda/fault.h"
 #include "cuda/limits.h"
+#include "cuda/peer_check.h"
 
 namespace oneshot {
 namespace {
@@ -41,11 +44,14 @@ struct Reason {
 struct Introduction {
   uint64_t magic;
   uint64_t layout;
+  char machine[40];                 // its boot; containers of one share it
   std::array<uint32_t, 4> process;  // random; pointers are valid within it only
   int32_t pid;
   int32_t device;
+  cudaUUID_t uuid;  // of the device: numbers differ between processes
   uint64_t inbox;
-  Reason reason;  // why this rank has no inbox
+  cudaIpcMemHandle_t handle;  // of the inbox, for other processes
+  Reason reason;              // why this rank has no inbox
 };
 
 const std::array<uint32_t, 4>& ProcessId() {
@@ -57,6 +63,12 @@ const std::array<uint32_t, 4>& ProcessId() {
   return id;
 }
 
+// The kernel's name for this boot of this machine; empty where it has none.
+void ReadMachine(char (&machine)[40]) {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  file.getline(machine, sizeof(machine));
+}
+
 bool Check(cudaError_t status, const char* what, Reason& reason) {
   if (status == cudaSuccess) return true;
   reason.Set("%s: %s", what, cudaGetErrorString(status));
@@ -64,30 +76,92 @@ bool Check(cudaError_t status, const char* what, Reason& reason) {
   return false;
 }
 
-// Allocates the inbox and the control words behind it, ready for a push: the
-// host waits for the fill, so nobody can learn the address before it is done.
-char* AllocateInbox(int ranks, Reason& reason) {
-  void* allocation = nullptr;
-  if (!Check(cudaMalloc(&allocation, InboxBytes(ranks) + sizeof(Control)),
-             "allocation of the workspace", reason)) {
-    return nullptr;
+// A stream that waits for no other work of the device.
+class OwnStream {
+ public:
+  explicit OwnStream(Reason& reason) {
+    Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+          "cudaStreamCreate", reason);
   }
-  char* memory = static_cast<char*>(allocation);
-  cudaStream_t stream = nullptr;
+  ~OwnStream() {
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+// What one rank brings in, released unless the group comes about.
+struct Holding {
+  char* memory = nullptr;  // the inbox, and the control words behind it
+  Fault* fault = nullptr;
+  std::vector<void*> opened;  // inboxes of other processes
+
+  void Release() {
+    for (void* inbox : opened) cudaIpcCloseMemHandle(inbox);
+    cudaFree(memory);
+    cudaFreeHost(fault);
+    cudaGetLastError();
+  }
+};
+
+// All words "not written yet"; the host waits for it.
+bool FillInbox(char* memory, int ranks, cudaStream_t stream, Reason& reason) {
   static_assert(kSentinel == 0xFFFFFFFFu, "filled byte by byte");
-  const bool filled =
-      Check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
-            "cudaStreamCreate", reason) &&
-      Check(cudaMemsetAsync(memory, 0xFF, InboxBytes(ranks), stream),
-            "cudaMemset", reason) &&
-      Check(cudaMemsetAsync(memory + InboxBytes(ranks), 0, sizeof(Control),
-                            stream),
-            "cudaMemset", reason) &&
-      Check(cudaStreamSynchronize(stream), "cudaStreamSynchronize", reason);
-  if (stream != nullptr) cudaStreamDestroy(stream);
-  if (filled) return memory;
-  cudaFree(memory);
-  return nullptr;
+  return Check(cudaMemsetAsync(memory, 0xFF, InboxBytes(ranks), stream),
+               "cudaMemset", reason) &&
+         Check(cudaStreamSynchronize(stream), "cudaStreamSynchronize", reason);
+}
+
+// Everything a rank can do on its own. The inbox is ready for a push before
+// anybody learns its address.
+void PrepareDevice(int device, int ranks, DeviceTraits* traits,
+                   Holding& holding, Introduction& mine) {
+  Reason& reason = mine.reason;
+  std::string error;
+  if (!QueryDevice(device, traits, &error)) {
+    reason.Set("%s", error.c_str());
+    return;
+  }
+  const int capability = traits->compute_capability;
+  if (capability < kMinComputeCapability) {
+    reason.Set("device %d has compute capability %d.%d, at least 8.0 is needed",
+               device, capability / 10, capability % 10);
+    return;
+  }
+  cudaDeviceProp properties;
+  void* memory = nullptr;
+  if (!Check(cudaGetDeviceProperties(&properties, device),
+             "cudaGetDeviceProperties", reason) ||
+      !Check(cudaMalloc(&memory, InboxBytes(ranks) + sizeof(Control)),
+             "allocation of the workspace", reason)) {
+    return;
+  }
+  holding.memory = static_cast<char*>(memory);
+  mine.uuid = properties.uuid;
+  mine.inbox = reinterpret_cast<uint64_t>(memory);
+  const OwnStream stream(reason);
+  if (stream.get() == nullptr ||
+      !Check(
+          cudaHostAlloc(reinterpret_cast<void**>(&holding.fault), sizeof(Fault),
+                        cudaHostAllocMapped | cudaHostAllocPortable),
+          "cudaHostAlloc", reason) ||
+      !Check(cudaMemsetAsync(holding.memory + InboxBytes(ranks), 0,
+                             sizeof(Control), stream.get()),
+             "cudaMemset", reason) ||
+      !FillInbox(holding.memory, ranks, stream.get(), reason)) {
+    return;
+  }
+  *holding.fault = {};
+  // Containers without shared memory of processes refuse this; whether anybody
+  // needs it is not known yet.
+  if (cudaIpcGetMemHandle(&mine.handle, memory) != cudaSuccess) {
+    cudaGetLastError();
+    mine.handle = {};
+  }
 }
 
 void EnablePeerAccess(int device, int peer, Reason& reason) {
@@ -108,39 +182,96 @@ void EnablePeerAccess(int device, int peer, Reason& reason) {
   Check(status, "cudaDeviceEnablePeerAccess", reason);
 }
 
-// Whether `mine` can work with `other`; makes the memory accessible if so.
-void Accept(const Introduction& mine, const Introduction& other, int other_rank,
-            Reason& reason) {
-  if (other.reason) return;  // that rank will say so itself
+// The inbox of `other` as this rank can address it; null with a reason if this
+// rank cannot work with it.
+void* MapInbox(const Introduction& mine, const Introduction& other,
+               int other_rank, Holding& holding, Reason& reason) {
+  if (other.reason) return nullptr;  // that rank will say so itself
   if (other.magic != kMagic || other.layout != kLayout) {
-    reason.Set("rank %d runs another version", other_rank);
-  } else if (other.process != mine.process) {
-    reason.Set(
-        "rank %d is in process %d and this one in %d; groups that span "
-        "processes are not supported yet",
-        other_rank, other.pid, mine.pid);
-  } else if (other.device == mine.device) {
-    reason.Set("rank %d is on the same device %d", other_rank, mine.device);
-  } else {
+    reason.Set("rank %d runs another version of Oneshot", other_rank);
+  } else if (std::memcmp(&other.uuid, &mine.uuid, sizeof(mine.uuid)) == 0) {
+    reason.Set("rank %d is on the same device", other_rank);
+  } else if (other.process == mine.process) {
     EnablePeerAccess(mine.device, other.device, reason);
+    if (!reason) return reinterpret_cast<void*>(other.inbox);
+  } else if (mine.machine[0] == '\0' ||
+             std::memcmp(mine.machine, other.machine, sizeof(mine.machine)) !=
+                 0) {
+    reason.Set("rank %d is on another machine", other_rank);
+  } else {
+    void* inbox = nullptr;
+    if (Check(cudaIpcOpenMemHandle(&inbox, other.handle,
+                                   cudaIpcMemLazyEnablePeerAccess),
+              "cudaIpcOpenMemHandle", reason)) {
+      holding.opened.push_back(inbox);
+      return inbox;
+    }
+  }
+  return nullptr;
+}
+
+// The ranks tell each other what they found: one that backed out alone would
+// leave its peers waiting for it in a kernel. False if any has a reason.
+bool Vote(Bootstrap& bootstrap, const Reason& verdict,
+          const std::vector<Introduction>& all, std::string* error) {
+  std::vector<Reason> verdicts(bootstrap.size());
+  if (!bootstrap.AllGather(&verdict, sizeof(verdict), verdicts.data(), error)) {
+    return false;
+  }
+  for (int r = 0; r < bootstrap.size(); ++r) {
+    if (!verdicts[r]) continue;
+    *error = "rank " + std::to_string(r) + " (device " +
+             std::to_string(all[r].device) + " of process " +
+             std::to_string(all[r].pid) + "): " + verdicts[r].text;
+    return false;
+  }
+  return true;
+}
+
+constexpr uint32_t PatternOf(int rank) { return 0x5EED0000u + rank; }
+
+// Where `writer` tries the inbox of another rank.
+uint32_t* TrialPlace(void* inbox, int ranks, int writer) {
+  return reinterpret_cast<uint32_t*>(static_cast<char*>(inbox) +
+                                     writer * MaxMessageBytes(ranks));
+}
+
+void TryPeers(const WorkspaceView& view, Reason& reason) {
+  const OwnStream stream(reason);
+  for (int r = 0; r < view.ranks && !reason; ++r) {
+    if (r == view.rank) continue;
+    double load_ns = 0;
+    if (Check(TryPeer(TrialPlace(view.inboxes[r], view.ranks, view.rank),
+                      PatternOf(view.rank), stream.get(), &load_ns),
+              "access to a peer", reason) &&
+        load_ns > kMaxPeerLoadNs) {
+      reason.Set("a load from rank %d takes %.1f us, over NVLink it takes 1", r,
+                 load_ns / 1000);
+    }
   }
 }
 
-// Everything a rank can do on its own.
-char* PrepareDevice(int device, int ranks, DeviceTraits* traits,
-                    Reason& reason) {
-  std::string error;
-  if (!QueryDevice(device, traits, &error)) {
-    reason.Set("%s", error.c_str());
-    return nullptr;
+// What the peers have stored, and the inbox as it was.
+void VerifyPeers(const WorkspaceView& view, Reason& reason) {
+  const OwnStream stream(reason);
+  void* inbox = view.inboxes[view.rank];
+  for (int r = 0; r < view.ranks && !reason; ++r) {
+    if (r == view.rank) continue;
+    uint32_t words[4] = {};
+    if (Check(cudaMemcpyAsync(words, TrialPlace(inbox, view.ranks, r),
+                              sizeof(words), cudaMemcpyDeviceToHost,
+                              stream.get()),
+              "cudaMemcpy", reason) &&
+        Check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize",
+              reason)) {
+      for (const uint32_t word : words) {
+        if (word != PatternOf(r)) {
+          reason.Set("what rank %d stored here has not arrived", r);
+        }
+      }
+    }
   }
-  const int capability = traits->compute_capability;
-  if (capability < kMinComputeCapability) {
-    reason.Set("device %d has compute capability %d.%d, at least 8.0 is needed",
-               device, capability / 10, capability % 10);
-    return nullptr;
-  }
-  return AllocateInbox(ranks, reason);
+  FillInbox(static_cast<char*>(inbox), view.ranks, stream.get(), reason);
 }
 
 }  // namespace
@@ -155,52 +286,51 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   }
   const DeviceGuard guard(device);
   auto workspace = std::make_unique<Workspace>();
-
+  Holding holding;
   Introduction mine = {};
-  char* memory = nullptr;
-  if (Check(guard.status(), "cudaSetDevice", mine.reason)) {
-    memory = PrepareDevice(device, ranks, &workspace->device, mine.reason);
-  }
   mine.magic = kMagic;
   mine.layout = kLayout;
+  ReadMachine(mine.machine);
   mine.process = ProcessId();
   mine.pid = static_cast<int32_t>(getpid());
   mine.device = device;
-  mine.inbox = reinterpret_cast<uint64_t>(memory);
+  if (Check(guard.status(), "cudaSetDevice", mine.reason)) {
+    PrepareDevice(device, ranks, &workspace->device, holding, mine);
+  }
 
+  WorkspaceView& view = workspace->view;
+  view.rank = rank;
+  view.ranks = ranks;
   std::vector<Introduction> all(ranks);
-  if (!bootstrap.AllGather(&mine, sizeof(mine), all.data(), error)) {
-    cudaFree(memory);
-    return nullptr;
-  }
-
-  // The vote. A rank that backed out alone would leave its peers waiting for it
-  // in a kernel, so the ranks tell each other what they found.
-  Reason verdict = mine.reason;
-  for (int r = 0; r < ranks && !verdict; ++r) {
-    if (r != rank) Accept(mine, all[r], r, verdict);
-  }
-  std::vector<Reason> verdicts(ranks);
-  if (!bootstrap.AllGather(&verdict, sizeof(verdict), verdicts.data(), error)) {
-    cudaFree(memory);
-    return nullptr;
-  }
-  for (int r = 0; r < ranks; ++r) {
-    if (verdicts[r]) {
-      *error = "rank " + std::to_string(r) + " (device " +
-               std::to_string(all[r].device) + "): " + verdicts[r].text;
-      cudaFree(memory);
-      return nullptr;
+  bool agreed = bootstrap.AllGather(&mine, sizeof(mine), all.data(), error);
+  if (agreed) {
+    Reason verdict = mine.reason;
+    for (int r = 0; r < ranks && !verdict; ++r) {
+      view.inboxes[r] = r == rank ? holding.memory
+                                  : MapInbox(mine, all[r], r, holding, verdict);
     }
+    agreed = Vote(bootstrap, verdict, all, error);
   }
-
-  workspace->view.rank = rank;
-  workspace->view.ranks = ranks;
-  for (int r = 0; r < ranks; ++r) {
-    workspace->view.inboxes[r] = reinterpret_cast<void*>(all[r].inbox);
+  // Each vote is also a barrier: all have stored before any looks, and all have
+  // cleaned up before any pushes.
+  if (agreed) {
+    Reason verdict;
+    TryPeers(view, verdict);
+    agreed = Vote(bootstrap, verdict, all, error);
   }
-  workspace->view.control =
-      reinterpret_cast<Control*>(memory + InboxBytes(ranks));
+  if (agreed) {
+    Reason verdict;
+    VerifyPeers(view, verdict);
+    agreed = Vote(bootstrap, verdict, all, error);
+  }
+  if (!agreed) {
+    holding.Release();
+    return nullptr;
+  }
+  view.control = reinterpret_cast<Control*>(holding.memory + InboxBytes(ranks));
+  view.fault = holding.fault;
+  view.timeout_ns = TimeoutNs();
+  WatchFault(holding.fault);
   return workspace;
 }
 

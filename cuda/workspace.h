@@ -22,7 +22,9 @@ struct Workspace {
 
 // Collective over the group: every rank calls it for its own device, and either
 // all get a workspace or all get null with the same reason in `error`, which
-// names the rank that objected.
+// names the rank that objected. Ranks may be threads of one process or
+// processes of one machine, in any mixture. That peers can reach each other's
+// memory is tried, not only asked.
 std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
                                            std::string* error);
 

@@ -4,7 +4,7 @@
 Needs two GPUs with peer access, `oneshot` on the path, and the built binaries of cuda/. Writes what
 it runs and what that prints to a file, and exits with 0 if all of it passed.
 
-  python tests/gpu.py --kernels bazel-bin/cuda [--only kernels sanitizer model soak table]
+  python tests/gpu.py --kernels bazel-bin/cuda [--only kernels sanitizer processes model soak table]
 """
 
 import argparse
@@ -12,10 +12,13 @@ import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,12 +114,20 @@ def environment(log: Log, commit: str) -> None:
             log.write(f"{package} {metadata.version(package)}")
 
 
+def nvrtc() -> list[str]:
+    """Where the programs without Python find the run-time compiler."""
+    from oneshot import config
+
+    directory = config.find_nvrtc()
+    return ["--nvrtc", str(directory)] if directory else []
+
+
 def kernels(log: Log, binaries: Path) -> None:
     """The kernel without XLA: virtual ranks on one GPU and on two, and its time in a graph."""
     for devices in ("0", "0,1"):
-        code, _ = log.run([str(binaries / "protocol_test"), "--devices", devices])
+        code, _ = log.run([str(binaries / "protocol_test"), "--devices", devices, *nvrtc()])
         log.check(f"protocol test on devices {devices}", code == 0)
-    code, _ = log.run([str(binaries / "kernel_bench"), "--devices", "0,1"])
+    code, _ = log.run([str(binaries / "kernel_bench"), "--devices", "0,1", *nvrtc()])
     log.check("kernel benchmark", code == 0)
 
 
@@ -127,9 +138,79 @@ def sanitizer(log: Log, binaries: Path) -> None:
         log.check("compute-sanitizer is installed", passed=False)
         return
     for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
-        test = [str(binaries / "protocol_test"), "--quick", "--devices", "0,1"]
+        test = [str(binaries / "protocol_test"), "--quick", "--devices", "0,1", *nvrtc()]
         code, out = log.run([tool, "--tool", check, "--error-exitcode", "9", *test])
         log.check(f"compute-sanitizer {check}", code == 0 and " SUMMARY: 0 " in out)
+
+
+@contextlib.contextmanager
+def worker_processes(**environ: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes with a GPU each that work together; see multiprocess_worker.py."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(MODELS.parent / "multiprocess_worker.py"), str(port), "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank)],
+            env=os.environ | ARMS["oneshot"] | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> bool:
+    """Reads what a process prints until a line has `text`; false if it ends before."""
+    return any(text in line for line in iter(process.stdout.readline, ""))
+
+
+def processes(log: Log) -> None:
+    """Two processes with a GPU each: whole, late, stopped for a while, and killed."""
+    for what, environ in (
+        ("two processes", {}),
+        ("one of them late by 3 s", {"WORKER_LATE_S": "3"}),
+    ):
+        with worker_processes(**environ) as workers:
+            ends = [worker.communicate(timeout=180) for worker in workers]
+            log.write("\n".join(out + err for out, err in ends))
+            log.check(
+                what,
+                all(worker.returncode == 0 for worker in workers)
+                and all("of 3 all-reduces fused" in err and "right" in out for out, err in ends),
+            )
+    with worker_processes(ONESHOT_TIMEOUT_S="20", WORKER_STEPS="20000") as (first, second):
+        wait_for(second, "step 2000")
+        second.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        second.send_signal(signal.SIGCONT)
+        ends = [first.communicate(timeout=120), second.communicate(timeout=120)]
+        log.write("\n".join(out + err for out, err in ends))
+        log.check("one stopped for 5 s", all("right" in out for out, _ in ends))
+    with worker_processes(ONESHOT_TIMEOUT_S="4", WORKER_STEPS="1000000000") as (first, second):
+        wait_for(second, "step 2000")
+        second.kill()
+        start = time.monotonic()
+        try:
+            _, err = first.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            err = "still runs"
+        seconds = time.monotonic() - start
+        log.write(f"{err}\nended {seconds:.1f} s after the kill with {first.returncode}")
+        log.check(
+            "one killed: the other ends and says why",
+            first.returncode not in (0, None)
+            and re.search(r"rank 0 waited 4\.\d s for rank 1 in all-reduce number \d+ at", err)
+            is not None,
+        )
 
 
 def model(log: Log) -> None:
@@ -207,7 +288,7 @@ def markdown(rows: list[tuple[int, str, str, dict[str, float]]]) -> Iterator[str
 
 def main() -> int:
     """Runs what was asked for."""
-    parts = ["kernels", "sanitizer", "model", "soak", "table"]
+    parts = ["kernels", "sanitizer", "processes", "model", "soak", "table"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")

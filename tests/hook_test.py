@@ -368,11 +368,77 @@ def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
             assert err.count("oneshot: off for cpu") == 1
 
 
-def test_cuda_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jax._src import distributed
+class Coordinator:
+    """JAX's coordination service, for votes that happen one after the other."""
 
-    monkeypatch.setattr(distributed.global_state, "num_processes", 2)
-    assert "2 processes" in (hook._why_not_cuda() or "")
+    def __init__(self, answers: dict[int, str]):
+        self.answers = {f"oneshot/{process}": answer for process, answer in answers.items()}
+
+    def key_value_set(self, key: str, value: str) -> None:
+        """As in jaxlib."""
+        self.answers[key] = value
+
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
+        """As in jaxlib, but does not wait."""
+        assert timeout_in_ms > 0
+        if key not in self.answers:
+            raise RuntimeError("DEADLINE_EXCEEDED")
+        return self.answers[key]
+
+
+@pytest.mark.parametrize(
+    ("others", "mine", "verdict"),
+    [
+        ({1: "v1\n"}, None, None),
+        ({1: "v1\nno peer access"}, None, "process 1: no peer access"),
+        ({1: "v1\n"}, "no driver", "no driver"),
+        ({1: "v2\n"}, None, "process 1 has another version, v2, than v1"),
+        ({}, None, "process 1 has not said within 60 s that it is on (DEADLINE_EXCEEDED)"),
+    ],
+)
+def test_vote(others: dict[int, str], mine: str | None, verdict: str | None) -> None:
+    assert hook.vote(Coordinator(others), 0, 2, "v1", mine) == verdict
+
+
+def test_processes_vote_over_the_coordination_service(tmp_path: Path) -> None:
+    script = tmp_path / "vote.py"
+    script.write_text(
+        "import sys\n"
+        "import jax\n"
+        "from jax._src import distributed\n"
+        "from oneshot import hook\n"
+        "rank, port = int(sys.argv[1]), sys.argv[2]\n"
+        "jax.distributed.initialize(f'localhost:{port}', 2, rank)\n"
+        "client = distributed.global_state.client\n"
+        "print(hook.vote(client, rank, 2, 'v1', 'it rains' if rank else None))\n"
+    )
+    port = str(free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), port],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    with killed(processes):
+        for process, verdict in zip(processes, ["process 1: it rains", "it rains"], strict=True):
+            out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            assert verdict in out.splitlines()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])
+def test_bad_timeout(value: str) -> None:
+    with pytest.raises(config.ConfigError, match=r"ONESHOT_TIMEOUT_S=.*more than 0"):
+        config.read({"ONESHOT_TIMEOUT_S": value})
+
+
+def test_timeout() -> None:
+    assert config.read({}).timeout == 30
+    assert config.read({"ONESHOT_TIMEOUT_S": "2.5"}).timeout == 2.5
 
 
 def test_cuda_refuses_concurrent_command_buffers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ EXPORTS = {
         "oneshot_gpu_compile",
         "oneshot_gpu_probe",
         "oneshot_gpu_set_nvrtc",
+        "oneshot_gpu_set_timeout",
     },
     "liboneshot_hook.so": {
         "oneshot_hook_configure",

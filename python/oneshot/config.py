@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ VARIABLES = {
     "ONESHOT": "1 (or true, on) to rewrite; 0 (or false, off, or unset) for stock XLA",
     "ONESHOT_DUMP_TO": "directory for the HLO before and after, and for reports",
     "ONESHOT_LOG": f"lowest level that is logged: {', '.join(_LEVELS)} (default warning)",
+    "ONESHOT_TIMEOUT_S": "seconds that a GPU waits for another before the run fails (default 30)",
     "ONESHOT_XLA_DIR": f"directory that holds {' and '.join(XLA_LIBRARIES)}",
 }
 """Name and meaning of each variable."""
@@ -43,12 +45,14 @@ class Config:
       enabled: whether to rewrite at all.
       dump_to: where HLO and reports go; None for no dump.
       log_level: a level of the `logging` module.
+      timeout: how long a GPU waits for another before the run fails, in seconds.
       xla_dir: where XLA's libraries are said to be; None to look for them.
     """
 
     enabled: bool = False
     dump_to: Path | None = None
     log_level: int = logging.WARNING
+    timeout: float = 30.0
     xla_dir: Path | None = None
 
 
@@ -58,6 +62,16 @@ def _choice(name: str, value: str, choices: Mapping[str, object]) -> object:
     except KeyError:
         valid = ", ".join(choice for choice in choices if choice)
         raise ConfigError(f"{name}={value!r}: must be one of {valid}") from None
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{name}={value!r}: must be a number of seconds, more than 0")
+    return seconds
 
 
 def read(environ: Mapping[str, str] = os.environ) -> Config:
@@ -99,6 +113,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
         log_level=int(
             str(_choice("ONESHOT_LOG", environ.get("ONESHOT_LOG") or "warning", _LEVELS))
         ),
+        timeout=_seconds("ONESHOT_TIMEOUT_S", environ.get("ONESHOT_TIMEOUT_S") or "30"),
         xla_dir=Path(xla_dir).absolute() if xla_dir else None,
     )
 

@@ -7,7 +7,7 @@ off:
 * `jax._src.xla_bridge.register_plugin_callbacks`: to see a plugin before its client is created;
   the public `jax.extend.xla` would create the backends.
 * `jax._src.cache_key.custom_hook`: made for additions to the key of the persistent cache.
-* `jax._src.distributed.global_state`: whether there are several processes.
+* `jax._src.distributed.global_state`: whether there are several processes, and to reach them.
 * `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
 """
 
@@ -118,7 +118,7 @@ def _register(config: config_lib.Config) -> None:
         try:
             if not _is_cuda(jaxlib._jax, c_api):
                 return
-            reason = _register_cuda(jax, hook, c_api)
+            reason = _register_cuda(jax, hook, c_api, config, suffix)
         except Exception as error:
             reason = str(error)
         if reason is None:
@@ -207,9 +207,17 @@ def _is_cuda(jaxlib_jax: Any, c_api: Any) -> bool:
     )
 
 
-def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> str | None:
+def _register_cuda(
+    jax: Any, hook: ctypes.CDLL, c_api: Any, config: config_lib.Config, version: str
+) -> str | None:
     """Returns None if it is on, else why not."""
-    if reason := _why_not_cuda():
+    from jax._src import distributed
+
+    reason = _why_not_cuda()
+    if _processes() > 1:
+        state = distributed.global_state
+        reason = vote(state.client, state.process_id, _processes(), version, reason)
+    if reason:
         return reason
     _register_handlers(
         jax,
@@ -221,14 +229,50 @@ def _register_cuda(jax: Any, hook: ctypes.CDLL, c_api: Any) -> str | None:
     )
     handlers = _load_gpu()
     handlers.oneshot_gpu_set_nvrtc(os.fsencode(config_lib.find_nvrtc() or ""))
+    handlers.oneshot_gpu_set_timeout(config.timeout)
     compile_kernel = ctypes.cast(handlers.oneshot_gpu_compile, ctypes.c_void_p)
     error = hook.oneshot_hook_register(_pjrt_api(c_api), compile_kernel)
     return error.decode() if error else None
 
 
+_VOTE_SECONDS = 60
+
+
+def vote(client: Any, process: int, processes: int, version: str, reason: str | None) -> str | None:
+    """Agrees with the other processes of a jax.distributed program: all rewrite, or none does.
+
+    A process that rewrites and one that does not would wait for each other for ever.
+
+    Args:
+      client: of JAX's coordination service.
+      process: number of this process.
+      processes: how many there are.
+      version: of what rewrites; has to be the same everywhere.
+      reason: why this process can't, or None.
+
+    Returns:
+      None if all rewrite, else the reason of the first that can't.
+    """
+    client.key_value_set(f"oneshot/{process}", f"{version}\n{reason or ''}")
+    for other in range(processes):
+        try:
+            answer = client.blocking_key_value_get(f"oneshot/{other}", _VOTE_SECONDS * 1000)
+        except Exception as error:
+            return f"process {other} has not said within {_VOTE_SECONDS} s that it is on ({error})"
+        other_version, _, other_reason = answer.partition("\n")
+        if other_reason:
+            return other_reason if other == process else f"process {other}: {other_reason}"
+        if other_version != version:
+            return f"process {other} has another version, {other_version}, than {version}"
+    return None
+
+
 def _load_gpu() -> ctypes.CDLL:
     handlers = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
     handlers.oneshot_gpu_probe.restype = ctypes.c_char_p
+    handlers.oneshot_gpu_probe.argtypes = [ctypes.c_int]
+    handlers.oneshot_gpu_set_timeout.argtypes = [ctypes.c_double]
+    handlers.oneshot_gpu_set_timeout.restype = None
     handlers.oneshot_gpu_set_nvrtc.argtypes = [ctypes.c_char_p]
     handlers.oneshot_gpu_set_nvrtc.restype = None
     return handlers
@@ -242,11 +286,10 @@ def _processes() -> int:
 
 
 def _why_not_cuda() -> str | None:
-    if _processes() > 1:
-        return f"{_processes()} processes; only one process with all its GPUs is supported yet"
     # Then XLA may run independent nodes of a CUDA graph at the same time, and with them two calls
     # that share a workspace.
     if "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT" in os.environ.get("XLA_FLAGS", "").upper():
         return "XLA_FLAGS asks for concurrent command buffers"
-    reason = _load_gpu().oneshot_gpu_probe()
+    # Groups need two GPUs, but with several processes each may see one only.
+    reason = _load_gpu().oneshot_gpu_probe(2 if _processes() == 1 else 1)
     return reason.decode() if reason else None
