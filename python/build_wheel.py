@@ -37,7 +37,8 @@ oneshot = oneshot.jax_plugin
 
 def contents(modules: list[Path], libraries: list[Path], tag: str) -> dict[str, bytes]:
     """Returns path and bytes of every file of the wheel, RECORD last."""
-    files = {f"{NAME}/{path.name}": path.read_bytes() for path in modules}
+    # What is below the last folder with the package's name keeps its place.
+    files = {f"{NAME}{str(path).rpartition(f'/{NAME}')[2]}": path.read_bytes() for path in modules}
     match = re.search(rb'__version__ = "(.+)"', files[f"{NAME}/version.py"])
     assert match, "version.py has no version"
     version = match[1].decode()

@@ -10,6 +10,7 @@ many seconds late, and is late again in the middle.
 import os
 import sys
 import time
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -92,4 +93,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        # At a regular exit JAX waits for the other processes, and one may be gone.
+        sys.stderr.flush()
+        os._exit(1)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m oneshot run` and `python -m oneshot report`."""
+"""Command line: `python -m oneshot run`, `report` and `bench`."""
 
 import argparse
+import dataclasses
+import json
 import os
 import runpy
 import sys
 from pathlib import Path
 
 import oneshot
-from oneshot import config, hook, report
+from oneshot import bench, config, hook, report
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -47,6 +49,35 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from oneshot.bench.models import MODELS
+
+    names = arguments.models or ["op", *MODELS]
+    if unknown := [name for name in names if name not in ("op", *MODELS)]:
+        print(
+            f"oneshot: no model {unknown[0]!r}; there are op, {', '.join(MODELS)}", file=sys.stderr
+        )
+        return 2
+    cases = [
+        bench.Case(model, batch, loop)
+        for model in names
+        for batch in arguments.batches
+        for loop in (["device"] if model == "op" else arguments.loops)
+    ]
+    for line in bench.header():
+        print(line, flush=True)
+    try:
+        for row in bench.run(cases, arguments.devices, arguments.rounds):
+            print(bench.line(row), flush=True)
+            if arguments.json:
+                with arguments.json.open("a") as file:
+                    print(json.dumps(dataclasses.asdict(row)), file=file)
+    except RuntimeError as error:
+        print(f"oneshot: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
@@ -65,6 +96,20 @@ def main(argv: list[str] | None = None) -> int:
     show = commands.add_parser("report", help="print what was rewritten, and what was not and why")
     show.add_argument("directory", help="what ONESHOT_DUMP_TO named")
     show.set_defaults(function=_report)
+
+    measure = commands.add_parser("bench", help="time decode steps with and without Oneshot")
+    measure.add_argument(
+        "--models",
+        nargs="+",
+        help="op, or names of oneshot.bench.models; default: all of them",
+    )
+    measure.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    loops = ["device", "python"]
+    measure.add_argument("--loops", nargs="+", default=loops, choices=loops)
+    measure.add_argument("--devices", type=int, default=2, help="GPUs to use")
+    measure.add_argument("--rounds", type=int, default=11, help="samples of each arm")
+    measure.add_argument("--json", type=Path, help="file to add every sample to")
+    measure.set_defaults(function=_bench)
 
     arguments = parser.parse_args(argv)
     if arguments.function is _run and not arguments.program:

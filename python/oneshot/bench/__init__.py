@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode steps with and without Oneshot: `python -m oneshot bench`.
+
+Every arm is a process of its own with all GPUs, which lives as long as the benchmark. For each case
+the arms take turns: one sample each, as often as there are rounds. A sample is the time of many
+steps, so the arms see the same clocks and temperatures. What counts is the ratio to the best arm of
+stock XLA.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+ARMS = {
+    "stock": {"ONESHOT": "0"},
+    # Takes away XLA's own one-shot kernel.
+    "nccl": {
+        "ONESHOT": "0",
+        "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE",
+    },
+    "oneshot": {"ONESHOT": "1"},
+}
+"""Name of each arm and what it adds to the environment."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One program.
+
+    Attributes:
+      model: a name of `oneshot.bench.models.MODELS`, or "op" for the bare sequence of all-reduce,
+        residual and RMSNorm.
+      batch: sequences, with one new token each.
+      loop: "device" (many steps in one program) or "python" (a call a step, caches donated).
+    """
+
+    model: str
+    batch: int
+    loop: str
+
+
+class Arm:
+    """The process of an arm."""
+
+    def __init__(self, name: str, devices: int, autotuned: str):
+        self.name = name
+        environ = os.environ | ARMS[name]
+        # The arms share the GPUs, and what one of them has found out about a GEMM: else they might
+        # differ in what is the same for all.
+        environ |= {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} "
+            f"--xla_gpu_per_fusion_autotune_cache_dir={autotuned}".strip(),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "oneshot.bench.worker", str(devices)],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: object) -> dict[str, object]:
+        """Sends a request and waits for the answer.
+
+        Raises:
+          RuntimeError: the process has ended, or says that it can't.
+        """
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        for line in iter(self._process.stdout.readline, ""):
+            # Libraries print to stdout too.
+            if line.startswith("{"):
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise RuntimeError(f"{self.name}: {answer['error']}")
+                return answer
+        raise RuntimeError(f"{self.name}: ended with {self._process.wait()}")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured for one case.
+
+    Attributes:
+      case: the case.
+      layers: what the times are divided by.
+      times: by arm, microseconds per layer, one of each round.
+      fused: all-reduces that Oneshot has replaced, and all of them.
+    """
+
+    case: Case
+    layers: int
+    times: dict[str, list[float]]
+    fused: str
+
+    def median(self, arm: str) -> float:
+        """Microseconds per layer."""
+        return statistics.median(self.times[arm])
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster Oneshot is than the best arm of stock XLA."""
+        stock = min(self.median(arm) for arm in self.times if arm != "oneshot")
+        return stock / self.median("oneshot")
+
+
+def run(cases: Sequence[Case], devices: int, rounds: int) -> Iterator[Row]:
+    """Measures each case in all arms.
+
+    Args:
+      cases: what to measure.
+      devices: how many GPUs to use; tensor parallelism over all of them.
+      rounds: how many samples of each arm.
+
+    Yields:
+      A row for each case, as soon as it has been measured.
+    """
+    autotuned = tempfile.mkdtemp(prefix="oneshot-bench-")
+    arms = [Arm(name, devices, autotuned) for name in ARMS]
+    try:
+        for case in cases:
+            request = {"model": case.model, "batch": case.batch, "loop": case.loop}
+            prepared = {arm.name: arm.ask(do="prepare", **request) for arm in arms}
+            layers = int(str(prepared["oneshot"]["layers"]))
+            times: dict[str, list[float]] = {arm.name: [] for arm in arms}
+            for _ in range(rounds):
+                for arm in arms:
+                    times[arm.name].append(float(str(arm.ask(do="sample")["us"])) / layers)
+            yield Row(case, layers, times, str(prepared["oneshot"]["fused"]))
+    finally:
+        for arm in arms:
+            arm.close()
+        shutil.rmtree(autotuned, ignore_errors=True)
+
+
+def header() -> Iterator[str]:
+    """The head of the table."""
+    yield "| model | batch | loop | " + " | ".join(ARMS) + " | best stock / oneshot | fused |"
+    yield "|" + "---|" * (len(ARMS) + 5)
+
+
+def line(row: Row) -> str:
+    """A row of the table: microseconds per layer."""
+    cells = " | ".join(f"{row.median(arm):.1f}" for arm in ARMS)
+    case = row.case
+    return (
+        f"| {case.model} | {case.batch} | {case.loop} | {cells} | {row.ratio:.2f} | {row.fused} |"
+    )
