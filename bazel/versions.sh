@@ -13,6 +13,7 @@ VENV_PACKAGES=(
   opt_einsum==3.4.0
   scipy==1.18.1
   pytest==9.2.0
+  flax==0.12.12
   ruff==0.17.6
   clang-format==19.1.7
 )
