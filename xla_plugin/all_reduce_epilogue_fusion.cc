@@ -156,22 +156,19 @@ absl::StatusOr<HloInstruction*> Rewrite(
   // Profilers name the layer by this.
   call->set_metadata(match.all_reduce->metadata());
 
-  // Without SPMD partitioning, which the module's proto does not tell, XLA
-  // takes an all-reduce with a channel for a side effect and lets a dead one
-  // stand.
-  HloInstruction* outlives_its_users =
-      match.all_reduce->HasSideEffect() &&
-              !absl::c_linear_search(match.results, match.all_reduce)
-          ? match.all_reduce
-          : nullptr;
   // The last goes first: what only it needed, dies with it, and so the others
   // are replaced only for readers that remain.
   for (int64_t i = match.results.size() - 1; i >= 0; --i) {
     TF_RETURN_IF_ERROR(ReplaceByElement(match.results[i], call, i));
   }
-  if (outlives_its_users != nullptr) {
-    TF_RETURN_IF_ERROR(
-        computation->RemoveInstructionAndUnusedOperands(outlives_its_users));
+  // Without SPMD partitioning, which the module's proto does not tell, XLA
+  // takes an all-reduce with a channel for a side effect, and its asynchronous
+  // form always, and lets a dead one stand.
+  for (HloInstruction* hlo : {match.sum, match.all_reduce}) {
+    if (absl::c_linear_search(computation->instructions(), hlo) &&
+        hlo->user_count() == 0) {
+      TF_RETURN_IF_ERROR(computation->RemoveInstructionAndUnusedOperands(hlo));
+    }
   }
   return call;
 }
@@ -201,8 +198,8 @@ AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
       may_absorb_(std::move(may_absorb)),
       compile_kernel_(std::move(compile_kernel)) {}
 
-// Replaces one all-reduce if that is possible and pays.
-absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
+// Replaces all sums of one all-reduce, or none, if that is possible and pays.
+absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   SiteReport site;
   site.name = std::string(hlo->name());
   site.site = hlo->metadata().op_name();
@@ -210,53 +207,59 @@ absl::StatusOr<SiteReport> AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   site.shape = ShapeUtil::HumanString(hlo->shape());
   const auto declined = [&](absl::string_view reason) {
     site.reason = std::string(reason);
-    return site;
+    report_.all_reduces.push_back(site);
+    return absl::OkStatus();
   };
-
-  if (hlo->opcode() == HloOpcode::kAllReduceStart) {
-    return declined("is asynchronous");
-  }
   if (!hlo->parent()->IsMainThread() || hlo->parent()->IsAsyncComputation()) {
     return declined("runs asynchronously");
   }
-  auto* all_reduce = xla::Cast<xla::HloAllReduceInstruction>(hlo);
-  auto matched = MatchEpilogue(all_reduce, may_absorb_);
-  if (const auto* why = std::get_if<Decline>(&matched)) {
+  auto found = SumsOf(hlo, may_absorb_);
+  if (const auto* why = std::get_if<Decline>(&found)) {
     return declined(why->reason);
   }
-  const EpilogueMatch& match = std::get<EpilogueMatch>(matched);
-  const int64_t element_bytes = ByteWidth(match.program.x);
-  site.bytes = match.rows * match.hidden * element_bytes;
-  for (const Stop& stop : match.stops) {
-    site.stopped.push_back(
-        {std::string(stop.instruction->name()),
-         std::string(xla::HloOpcodeString(stop.instruction->opcode())),
-         SourceOf(stop.instruction), stop.reason});
-  }
-
-  auto resolved = ResolveGroups(all_reduce);
+  const auto& sums = std::get<std::vector<HloInstruction*>>(found);
+  auto resolved = ResolveGroups(xla::Cast<xla::HloAllReduceInstruction>(hlo));
   if (const auto* why = std::get_if<Decline>(&resolved)) {
     return declined(why->reason);
   }
   const Groups& groups = std::get<Groups>(resolved);
   site.group_size = groups.size();
-  if (const auto why = WhyNotProfitable(match.program, match.rows, match.hidden,
-                                        groups.size())) {
-    return declined(*why);
-  }
-  const std::string program = ToText(match.program);
-  if (compile_kernel_ != nullptr) {
-    if (const auto why =
-            compile_kernel_(program, match.rows, match.hidden, groups.size())) {
+
+  // All are looked at before the first is replaced. A match does not outlive
+  // the replacement of another, which may be among its operands.
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const EpilogueMatch match = MatchEpilogue(hlo, sums[i], i, may_absorb_);
+    site.bytes = match.rows * match.hidden * ByteWidth(match.program.x);
+    if (const auto why = WhyNotProfitable(match.program, match.rows,
+                                          match.hidden, groups.size())) {
       return declined(*why);
     }
+    if (compile_kernel_ != nullptr) {
+      if (const auto why = compile_kernel_(ToText(match.program), match.rows,
+                                           match.hidden, groups.size())) {
+        return declined(*why);
+      }
+    }
   }
-
-  site.epilogue = Describe(match.program);
-  site.program = program;
-  TF_ASSIGN_OR_RETURN(HloInstruction * call, Rewrite(match, groups, platform_));
-  site.custom_call = std::string(call->name());
-  return site;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const EpilogueMatch match = MatchEpilogue(hlo, sums[i], i, may_absorb_);
+    SiteReport fused = site;
+    fused.shape = ShapeUtil::HumanString(sums[i]->shape());
+    fused.bytes = match.rows * match.hidden * ByteWidth(match.program.x);
+    fused.epilogue = Describe(match.program);
+    fused.program = ToText(match.program);
+    for (const Stop& stop : match.stops) {
+      fused.stopped.push_back(
+          {std::string(stop.instruction->name()),
+           std::string(xla::HloOpcodeString(stop.instruction->opcode())),
+           SourceOf(stop.instruction), stop.reason});
+    }
+    TF_ASSIGN_OR_RETURN(HloInstruction * call,
+                        Rewrite(match, groups, platform_));
+    fused.custom_call = std::string(call->name());
+    report_.all_reduces.push_back(std::move(fused));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
@@ -272,8 +275,7 @@ absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
     absl::c_copy_if(computation->MakeInstructionPostOrder(),
                     std::back_inserter(all_reduces), IsAllReduce);
     for (HloInstruction* all_reduce : all_reduces) {
-      TF_ASSIGN_OR_RETURN(SiteReport site, Visit(all_reduce));
-      report_.all_reduces.push_back(std::move(site));
+      TF_RETURN_IF_ERROR(Visit(all_reduce));
     }
   }
   const bool changed = report_.fired() > 0;

@@ -62,7 +62,7 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
       const absl::flat_hash_set<absl::string_view>& execution_threads) override;
 
  private:
-  absl::StatusOr<SiteReport> Visit(xla::HloInstruction* all_reduce);
+  absl::Status Visit(xla::HloInstruction* all_reduce);
 
   const Platform platform_;
   const MayAbsorb may_absorb_;

@@ -1127,7 +1127,35 @@ TEST_F(FusionTest, DeclinesOtherReductionsAndTypes) {
   ExpectDeclined("S32");
 }
 
-TEST_F(FusionTest, DeclinesSeveralOperands) {
+TEST_F(FusionTest, SeveralOperandsAreSplit) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    y = f32[4,8] parameter(1)
+    res = f32[4,8] parameter(2)
+    ar = (f32[4,8], f32[4,8]) all-reduce(x, y), GROUPS, to_apply=add_f32
+    a = f32[4,8] get-tuple-element(ar), index=0
+    b = f32[4,8] get-tuple-element(ar), index=1
+    ra = f32[4,8] add(res, a)
+    ROOT rab = f32[4,8] add(ra, b)
+  )");
+  ASSERT_EQ(report_.fired(), 2) << report_.ToText();
+  EXPECT_FALSE(Has(xla::HloOpcode::kAllReduce));
+  EXPECT_EQ(Calls().size(), 2);
+}
+
+TEST_F(FusionTest, SeveralOperandsAllOrNone) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    y = f32[2048,1025] parameter(1)
+    ar = (f32[4,8], f32[2048,1025]) all-reduce(x, y), GROUPS, to_apply=add_f32
+    a = f32[4,8] get-tuple-element(ar), index=0
+    b = f32[2048,1025] get-tuple-element(ar), index=1
+    ROOT t = (f32[4,8], f32[2048,1025]) tuple(a, b)
+  )");
+  ExpectDeclined("too large");
+}
+
+TEST_F(FusionTest, DeclinesSeveralOperandsThatAreReadTogether) {
   RunEntry(R"(
     x = f32[8] parameter(0)
     y = f32[4] parameter(1)
@@ -1136,13 +1164,18 @@ TEST_F(FusionTest, DeclinesSeveralOperands) {
   ExpectDeclined("several operands");
 }
 
-TEST_F(FusionTest, DeclinesAsynchronousForm) {
+TEST_F(FusionTest, AsynchronousForm) {
   RunEntry(R"(
     x = f32[8] parameter(0)
     s = f32[8] all-reduce-start(x), GROUPS, to_apply=add_f32
-    ROOT d = f32[8] all-reduce-done(s)
+    d = f32[8] all-reduce-done(s)
+    res = f32[8] parameter(1)
+    ROOT h = f32[8] add(res, d)
   )");
-  ExpectDeclined("asynchronous");
+  ASSERT_EQ(report_.fired(), 1) << report_.ToText();
+  EXPECT_EQ(report_.all_reduces[0].epilogue, "residual");
+  EXPECT_FALSE(Has(xla::HloOpcode::kAllReduceStart));
+  EXPECT_FALSE(Has(xla::HloOpcode::kAllReduceDone));
 }
 
 TEST_F(FusionTest, DeclinesControlDependencies) {

@@ -17,6 +17,7 @@
 #include "xla/comparison_util.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_computation.h"
+#include "xla/hlo/ir/hlo_instructions.h"
 #include "xla/hlo/ir/hlo_opcode.h"
 #include "xla/layout_util.h"
 #include "xla/literal.h"
@@ -170,8 +171,8 @@ std::optional<int64_t> ReducedRow(const HloInstruction* reduce) {
 
 // What has to be sent: the operand, or what it only widens. A reshape is kept,
 // it would be of no use to undo it.
-HloInstruction* InputOf(const HloInstruction* all_reduce) {
-  HloInstruction* input = const_cast<HloInstruction*>(all_reduce->operand(0));
+HloInstruction* InputOf(HloInstruction* all_reduce, int64_t operand) {
+  HloInstruction* input = all_reduce->mutable_operand(operand);
   while (IsWideningConvert(input)) input = input->mutable_operand(0);
   return input;
 }
@@ -370,14 +371,15 @@ struct Node {
 
 class Region {
  public:
-  Region(xla::HloAllReduceInstruction* all_reduce, const MayAbsorb& may_absorb)
-      : all_reduce_(all_reduce),
+  Region(HloInstruction* sum, HloInstruction* input,
+         const MayAbsorb& may_absorb)
+      : sum_(sum),
+        input_(input),
         may_absorb_(may_absorb),
-        dependents_(Dependents(all_reduce)),
-        elements_(Elements(all_reduce)) {
-    for (HloInstruction* hlo :
-         all_reduce->parent()->MakeInstructionPostOrder()) {
-      if (hlo != all_reduce && dependents_.contains(hlo)) {
+        dependents_(Dependents(sum)),
+        elements_(Elements(sum)) {
+    for (HloInstruction* hlo : sum->parent()->MakeInstructionPostOrder()) {
+      if (hlo != sum && dependents_.contains(hlo)) {
         followers_.push_back(hlo);
       }
     }
@@ -415,7 +417,8 @@ class Region {
   void GiveBack(int64_t i, std::string why);
   EpilogueProgram Emit(EpilogueMatch* match) const;
 
-  xla::HloAllReduceInstruction* const all_reduce_;
+  HloInstruction* const sum_;
+  HloInstruction* const input_;
   const MayAbsorb& may_absorb_;
   const InstructionSet dependents_;
   const int64_t elements_;
@@ -428,7 +431,7 @@ class Region {
 
 // Looks ahead, through whatever could be taken in if the rows were known.
 int64_t Region::FindRowLength() const {
-  InstructionSet seen = {all_reduce_};
+  InstructionSet seen = {sum_};
   std::optional<int64_t> vector_length, repeats;
   for (const HloInstruction* hlo : followers_) {
     if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
@@ -526,6 +529,9 @@ std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
     }
     if (whole) {
       leaf = {stack, leaf.extent, stack->shape().dimensions(0), index};
+      if (rows() == 1 && leaf.extent == Extent::kElement) {
+        leaf.extent = Extent::kColumn;
+      }
     }
   }
   return leaf;
@@ -590,8 +596,13 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
     *why = "has control dependencies";
     return std::nullopt;
   }
-  if (!hlo->shape().IsArray() || !IsRowMajor(hlo->shape())) {
-    *why = "is no array, or dynamic, or not row-major";
+  if (!hlo->shape().IsArray()) {
+    *why = absl::StrCat(xla::HloOpcodeString(hlo->opcode()),
+                        " is not among the operations of an epilogue");
+    return std::nullopt;
+  }
+  if (!IsRowMajor(hlo->shape())) {
+    *why = "is dynamic or not row-major";
     return std::nullopt;
   }
   Node node{hlo};
@@ -630,8 +641,7 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
       *why = absl::StrCat("does not reduce rows of ", hidden_);
       return std::nullopt;
     }
-    const int64_t width =
-        ByteWidth(*ToDType(InputOf(all_reduce_)->shape().element_type()));
+    const int64_t width = ByteWidth(*ToDType(input_->shape().element_type()));
     if (hidden_ * width > kMaxRowBytes) {
       *why =
           absl::StrCat("a row of ", hidden_ * width,
@@ -644,10 +654,6 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
     return node;
   }
 
-  if (elements != elements_ && elements != rows()) {
-    *why = "has another number of elements";
-    return std::nullopt;
-  }
   if (hlo->opcode() == HloOpcode::kConvert && IsFloat(hlo) &&
       (IsFloat(hlo->operand(0)) || IsPredicate(hlo->operand(0)))) {
     node.op = Op::kConvert;
@@ -662,6 +668,10 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
     *why = absl::StrCat(xla::HloOpcodeString(hlo->opcode()), " of ",
                         xla::PrimitiveType_Name(hlo->shape().element_type()),
                         " is not among the operations of an epilogue");
+    return std::nullopt;
+  }
+  if (elements != elements_ && elements != rows()) {
+    *why = "has another number of elements";
     return std::nullopt;
   }
   if (static_cast<int>(hlo->operand_count()) != Arity(node.op)) {
@@ -683,10 +693,10 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
 }
 
 void Region::Grow() {
-  Node sum{all_reduce_};
-  sum.round = *ToDType(all_reduce_->shape().element_type());
-  nodes_.emplace(all_reduce_, std::move(sum));
-  order_.push_back(all_reduce_);
+  Node sum{sum_};
+  sum.round = *ToDType(sum_->shape().element_type());
+  nodes_.emplace(sum_, std::move(sum));
+  order_.push_back(sum_);
   for (HloInstruction* hlo : followers_) {
     if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
           return Contains(operand);
@@ -787,7 +797,7 @@ void Region::GiveBack(int64_t i, std::string why) {
 
 EpilogueProgram Region::Emit(EpilogueMatch* match) const {
   EpilogueProgram program;
-  program.x = *ToDType(InputOf(all_reduce_)->shape().element_type());
+  program.x = *ToDType(input_->shape().element_type());
   absl::flat_hash_map<const HloInstruction*, int> values;
   std::map<uint32_t, int> constants;
   std::map<Leaf, int> leaves;
@@ -863,8 +873,7 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
 
 EpilogueMatch Region::ToMatch() const {
   EpilogueMatch match;
-  match.all_reduce = all_reduce_;
-  match.input = InputOf(all_reduce_);
+  match.input = input_;
   match.program = Emit(&match);
   match.rows = rows();
   match.hidden = hidden_;
@@ -882,25 +891,28 @@ EpilogueMatch Region::ToMatch() const {
 
 // ---------------------------------------------------------------------------
 
-std::optional<std::string> WhyNotAllReduce(
-    const xla::HloAllReduceInstruction* hlo) {
-  if (hlo->operand_count() != 1 || !hlo->shape().IsArray()) {
-    return "has several operands";
-  }
-  if (!IsFloat(hlo)) {
+std::optional<std::string> WhyNotSum(const HloInstruction* sum,
+                                     const HloInstruction* operand) {
+  if (!IsFloat(sum)) {
     return absl::StrCat("element type ",
-                        xla::PrimitiveType_Name(hlo->shape().element_type()),
+                        xla::PrimitiveType_Name(sum->shape().element_type()),
                         " is not F32, BF16 or F16");
   }
+  if (!IsRowMajor(sum->shape()) || !IsRowMajor(operand->shape())) {
+    return "shape is dynamic or not row-major";
+  }
+  if (Elements(sum) == 0) return "is empty";
+  if (sum->HasControlDependencies()) return "has control dependencies";
+  return std::nullopt;
+}
+
+std::optional<std::string> WhyNotAllReduce(
+    const xla::HloAllReduceInstruction* hlo) {
   if (xla::MatchReductionComputation(hlo->to_apply()) !=
       xla::ReductionKind::SUM) {
     return "reduction is not a sum";
   }
   if (hlo->constrain_layout()) return "layout is constrained by the client";
-  if (!IsRowMajor(hlo->shape()) || !IsRowMajor(hlo->operand(0)->shape())) {
-    return "shape is dynamic or not row-major";
-  }
-  if (Elements(hlo) == 0) return "is empty";
   if (hlo->HasControlDependencies()) return "has control dependencies";
   for (const auto& [key, unused] : hlo->frontend_attributes().map()) {
     if (key != "is_spmd_generated") {
@@ -912,13 +924,55 @@ std::optional<std::string> WhyNotAllReduce(
 
 }  // namespace
 
-std::variant<EpilogueMatch, Decline> MatchEpilogue(
-    xla::HloAllReduceInstruction* all_reduce, const MayAbsorb& may_absorb) {
-  if (std::optional<std::string> why = WhyNotAllReduce(all_reduce)) {
+std::variant<std::vector<HloInstruction*>, Decline> SumsOf(
+    HloInstruction* all_reduce, const MayAbsorb& may_absorb) {
+  if (std::optional<std::string> why = WhyNotAllReduce(
+          xla::Cast<xla::HloAllReduceInstruction>(all_reduce))) {
     return Decline{*std::move(why)};
   }
+  const int64_t operands = all_reduce->operand_count();
+  std::vector<HloInstruction*> sums;
+  if (all_reduce->opcode() == HloOpcode::kAllReduceStart) {
+    // What runs between the two would be delayed; that is only worth while
+    // where it is next to nothing, as with messages that fit the workspace.
+    if (operands != 1 || all_reduce->user_count() != 1 ||
+        all_reduce->users()[0]->opcode() != HloOpcode::kAllReduceDone) {
+      return Decline{"is asynchronous, with several operands or readers"};
+    }
+    sums = {all_reduce->users()[0]};
+  } else if (all_reduce->shape().IsArray()) {
+    sums = {all_reduce};
+  } else {
+    sums.resize(operands, nullptr);
+    for (HloInstruction* user : all_reduce->users()) {
+      if (user->opcode() != HloOpcode::kGetTupleElement ||
+          sums[user->tuple_index()] != nullptr) {
+        return Decline{"has several operands, and is not read one by one"};
+      }
+      sums[user->tuple_index()] = user;
+    }
+    if (all_reduce->IsRoot() || absl::c_linear_search(sums, nullptr)) {
+      return Decline{"has several operands, and is not read one by one"};
+    }
+  }
+  for (int64_t i = 0; i < operands; ++i) {
+    if (std::optional<std::string> why =
+            WhyNotSum(sums[i], all_reduce->operand(i))) {
+      return Decline{*std::move(why)};
+    }
+    if (!may_absorb(sums[i])) return Decline{"has unknown proto fields"};
+  }
   if (!may_absorb(all_reduce)) return Decline{"has unknown proto fields"};
-  return Region(all_reduce, may_absorb).ToMatch();
+  return sums;
+}
+
+EpilogueMatch MatchEpilogue(HloInstruction* all_reduce, HloInstruction* sum,
+                            int64_t operand, const MayAbsorb& may_absorb) {
+  EpilogueMatch match =
+      Region(sum, InputOf(all_reduce, operand), may_absorb).ToMatch();
+  match.all_reduce = all_reduce;
+  match.sum = sum;
+  return match;
 }
 
 }  // namespace oneshot

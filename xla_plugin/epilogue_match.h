@@ -26,7 +26,6 @@
 
 #include "cuda/epilogue_program.h"
 #include "xla/hlo/ir/hlo_instruction.h"
-#include "xla/hlo/ir/hlo_instructions.h"
 
 namespace oneshot {
 
@@ -38,7 +37,8 @@ struct Stop {
 
 // What one custom-call will replace.
 struct EpilogueMatch {
-  xla::HloAllReduceInstruction* all_reduce = nullptr;
+  xla::HloInstruction* all_reduce = nullptr;
+  xla::HloInstruction* sum = nullptr;  // the value that is matched
   EpilogueProgram program;
   int64_t rows = 1;
   int64_t hidden = 1;
@@ -60,10 +60,18 @@ struct Decline {
 // serialized form has fields that this build does not know.
 using MayAbsorb = std::function<bool(const xla::HloInstruction*)>;
 
-// Matches the longest epilogue of `all_reduce` that can be replaced without
-// changing any value that other instructions read.
-std::variant<EpilogueMatch, Decline> MatchEpilogue(
-    xla::HloAllReduceInstruction* all_reduce, const MayAbsorb& may_absorb);
+// The sums of an all-reduce, in the order of its operands: the instruction
+// itself, the elements of its tuple, or what its asynchronous form ends with.
+// Each of them can be matched and replaced on its own.
+std::variant<std::vector<xla::HloInstruction*>, Decline> SumsOf(
+    xla::HloInstruction* all_reduce, const MayAbsorb& may_absorb);
+
+// Matches the longest epilogue of `sum`, number `operand` of those of
+// `all_reduce`, that can be replaced without changing any value that other
+// instructions read.
+EpilogueMatch MatchEpilogue(xla::HloInstruction* all_reduce,
+                            xla::HloInstruction* sum, int64_t operand,
+                            const MayAbsorb& may_absorb);
 
 }  // namespace oneshot
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published model families in flax.nnx, as their users write them, at small sizes.
 
-Tensor parallelism is GSPMD's: `SHARDING` says by name how each parameter is split over the mesh axis
-"model", the batch over "data", and XLA derives every all-reduce. What differs between the families
-is what follows an all-reduce: which norm, where the casts are, biases, where the residual is added,
-and whether attention and MLP share one.
+Tensor parallelism is GSPMD's: `SHARDING` says by name how each parameter is split over the mesh
+axis "model", the batch over "data", and XLA derives every all-reduce. What differs between the
+families is what follows an all-reduce: which norm, where the casts are, biases, where the residual
+is added, and whether attention and MLP share one.
 
 Shapes: B batch, T new tokens, S cache length, D hidden, N heads, K KV heads, H head size, F MLP
 size, V vocabulary.
@@ -137,9 +137,7 @@ class Attention(nnx.Module):
             self.q_norm = CastRMSNorm(H)
             self.k_norm = CastRMSNorm(H)
 
-    def __call__(
-        self, x: jax.Array, cache: Cache, position: jax.Array
-    ) -> tuple[jax.Array, Cache]:
+    def __call__(self, x: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
         """[B, T, D] to [B, T, D]; the cache is [B, K, S, H] twice."""
         family = self.family
         batch, length, _ = x.shape
@@ -194,9 +192,7 @@ class Block(nnx.Module):
         for name in names:
             setattr(self, name, make_norm(family, D, rngs))
 
-    def __call__(
-        self, h: jax.Array, cache: Cache, position: jax.Array
-    ) -> tuple[jax.Array, Cache]:
+    def __call__(self, h: jax.Array, cache: Cache, position: jax.Array) -> tuple[jax.Array, Cache]:
         """[B, T, D] to [B, T, D]."""
         if self.block == "parallel":
             x = self.norm(h)
@@ -213,9 +209,7 @@ class Model(nnx.Module):
     """The whole model, without the layers, which are kept apart so that they can be scanned."""
 
     def __init__(self, family: Family, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(
-            V, D, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs
-        )
+        self.embed = nnx.Embed(V, D, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs)
         self.final_norm = make_norm(family, D, rngs)
 
 
@@ -247,67 +241,69 @@ class Run:
         """
         family = FAMILIES[self.family]
         rngs = nnx.Rngs(0)
-        model = nnx.split(Model(family, rngs))
+        model_def, rest = nnx.split(Model(family, rngs))
         blocks = [nnx.split(Block(family, rngs)) for _ in range(LAYERS)]
         block_def = blocks[0][0]
         layers = [state for _, state in blocks]
-        stacked = self.scan
-        if stacked:
-            layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        kv_axis = "model" if family.kv_heads % mesh.shape["model"] == 0 else None
-        cache_spec = P("data", kv_axis)
         empty = jnp.zeros((B, family.kv_heads, S, H), jnp.bfloat16)
         caches = [(empty, empty)] * LAYERS
-        if stacked:
-            caches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
-            cache_spec = P(None, *cache_spec)
-
-        def spec(path: tuple, leaf: jax.Array) -> NamedSharding:
-            names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
-            names = tuple(name for name in names if name not in ("", "value"))[-2:]
-            found = SHARDING.get(names, P())
-            if family.kv_heads == 1 and names[0] in ("k", "v"):
-                found = P()  # one head can't be split
-            return NamedSharding(mesh, P(None, *found) if stacked and leaf.ndim > 1 else found)
-
-        def place(tree: object) -> object:
-            shardings = jax.tree_util.tree_map_with_path(spec, tree)
-            return jax.device_put(tree, shardings)
-
-        model_def, rest = model
-        was_stacked, stacked = stacked, False
-        rest = place(rest)
-        stacked = was_stacked
-        layers = place(layers)
-        caches = jax.device_put(caches, NamedSharding(mesh, cache_spec))
-        tokens = (jnp.arange(B * (8 if self.prefill else 1)) * 37 % V).reshape(B, -1)
-        tokens = jax.device_put(tokens, NamedSharding(mesh, P("data")))
+        if self.scan:
+            layers, caches = (
+                jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+                for trees in (layers, caches)
+            )
 
         def forward(rest, layers, caches, tokens, position):
             model = nnx.merge(model_def, rest)
             h = model.embed(tokens)
             if family.scaled_embedding:
                 h = h * jnp.asarray(D**0.5, h.dtype)
-            if was_stacked:
 
-                def body(h, layer):
-                    state, cache = layer
-                    return nnx.merge(block_def, state)(h, cache, position)
+            def body(h, layer):
+                state, cache = layer
+                return nnx.merge(block_def, state)(h, cache, position)
 
+            if self.scan:
                 h, caches = lax.scan(body, h, (layers, caches))
             else:
                 updated = []
-                for state, cache in zip(layers, caches, strict=True):
-                    h, new = nnx.merge(block_def, state)(h, cache, position)
-                    updated.append(new)
+                for layer in zip(layers, caches, strict=True):
+                    h, cache = body(h, layer)
+                    updated.append(cache)
                 caches = updated
             logits = model.embed.attend(model.final_norm(h)).astype(jnp.float32)
             if family.soft_cap:
                 logits = jnp.tanh(logits / 30.0) * 30.0
             return logits, caches
 
-        arguments = (rest, layers, caches, tokens, jnp.int32(0 if self.prefill else 5))
+        tokens = (jnp.arange(B * (8 if self.prefill else 1)) * 37 % V).reshape(B, -1)
+        arguments = (
+            shard(mesh, family, rest, stacked=False),
+            shard(mesh, family, layers, stacked=self.scan),
+            shard(mesh, family, caches, stacked=self.scan),
+            jax.device_put(tokens, NamedSharding(mesh, P("data"))),
+            jnp.int32(0 if self.prefill else 5),
+        )
         return jax.jit(forward).lower(*arguments).compile(), arguments
+
+
+def shard(mesh: Mesh, family: Family, tree: object, *, stacked: bool) -> object:
+    """Places parameters or caches; with `stacked`, each has one more dimension in front."""
+    splits = family.kv_heads % mesh.shape["model"] == 0
+
+    def spec(path: tuple) -> P:
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        names = [name for name in names if name not in ("", "value")]
+        if not names:  # of a cache
+            return P("data", "model" if splits else None)
+        if names[-2] in ("k", "v") and not splits:
+            return P()
+        return SHARDING.get(tuple(names[-2:]), P())
+
+    def sharding(path: tuple, _: jax.Array) -> NamedSharding:
+        return NamedSharding(mesh, P(None, *spec(path)) if stacked else spec(path))
+
+    return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
 
 
 RUNS = [
