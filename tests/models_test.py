@@ -127,9 +127,9 @@ def table(runs: dict[str, list[dict]]) -> str:
         "",
         "`none` is the embedding's, behind which comes a selection by a mask that is no float",
         "tensor. In a scan the norm at the head of a layer is in another iteration than the",
-        "all-reduce before it, so that the last one of a layer has only its residual. Where attention",
-        "and MLP are parallel, the CPU backend has combined their all-reduces; Oneshot takes them",
-        "apart again.",
+        "all-reduce before it, so that the last one of a layer has only its residual. Where",
+        "attention and MLP are parallel, the CPU backend has combined their all-reduces; Oneshot",
+        "takes them apart again.",
         "",
     ]
     return "\n".join(lines)

@@ -47,6 +47,7 @@ EXPORTS = {
         "oneshot_hook_configure",
         "oneshot_hook_free",
         "oneshot_hook_register",
+        "oneshot_hook_set_dump_dir",
         "oneshot_hook_transform",
     },
     "liboneshot_host.so": {"OneshotHostExecute", "OneshotHostInstantiate"},

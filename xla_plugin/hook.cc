@@ -26,9 +26,20 @@ enum LogLevel { kDebug = 0, kInfo = 1, kWarning = 2, kError = 3 };
 struct Config {
   std::string pass_library;
   std::string xla_dir;
-  std::string dump_dir;
   int log_level = kWarning;
 };
+
+// May change while modules are compiled. Leaked, as `config` is.
+struct DumpDir {
+  std::mutex mutex;
+  std::string path;
+
+  std::string Get() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return path;
+  }
+};
+DumpDir* const dump_dir = new DumpDir;
 
 // Written once by oneshot_hook_configure(), before anything reads it. Leaked:
 // compilations may still run while static objects are destroyed.
@@ -109,8 +120,9 @@ char* Transform(const char* platform, OneshotCompile compile,
   if (run_pass == nullptr) return nullptr;
   char* out = nullptr;
   char* message = nullptr;
-  const int result = run_pass(platform, config->dump_dir.c_str(), compile,
-                              module, size, &out, out_size, &message);
+  const std::string dump_to = dump_dir->Get();
+  const int result = run_pass(platform, dump_to.c_str(), compile, module, size,
+                              &out, out_size, &message);
   if (result < 0) {
     Log(kWarning, "a module stays with stock XLA: %s",
         message != nullptr ? message : "out of memory");
@@ -176,9 +188,14 @@ ONESHOT_EXPORT int oneshot_hook_configure(const char* pass_library,
   const std::lock_guard<std::mutex> lock(mutex);
   if (oneshot::config != nullptr) return 1;
   const oneshot::QuietLoading make_room;
-  oneshot::config =
-      new oneshot::Config{pass_library, xla_dir, dump_dir, log_level};
+  oneshot::config = new oneshot::Config{pass_library, xla_dir, log_level};
+  oneshot_hook_set_dump_dir(dump_dir);
   return 0;
+}
+
+ONESHOT_EXPORT void oneshot_hook_set_dump_dir(const char* dump_dir) {
+  const std::lock_guard<std::mutex> lock(oneshot::dump_dir->mutex);
+  oneshot::dump_dir->path = dump_dir;
 }
 
 ONESHOT_EXPORT const char* oneshot_hook_register(const void* pjrt_api,

@@ -26,6 +26,9 @@ extern "C" {
 int oneshot_hook_configure(const char* pass_library, const char* xla_dir,
                            const char* dump_dir, int log_level);
 
+// Sets another dump_dir, for modules that are compiled from now on.
+void oneshot_hook_set_dump_dir(const char* dump_dir);
+
 // Registers the pass with the PJRT plugin behind `pjrt_api` (const PJRT_Api*).
 // `compile` (OneshotCompile of pass_library.h) is asked for the kernel of every
 // rewrite; null: of none. Returns null, or why it could not; that string lives

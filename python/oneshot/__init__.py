@@ -5,6 +5,8 @@ Set ONESHOT=1 and run the program; nothing has to be imported. `enable` is for p
 set an environment variable.
 """
 
+from oneshot.explain import Explanation as Explanation
+from oneshot.explain import explain as explain
 from oneshot.version import __version__ as __version__
 
 

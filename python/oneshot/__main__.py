@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m oneshot run`, `report` and `bench`."""
+"""Command line: `python -m oneshot run`, `report`, `doctor` and `bench`."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import oneshot
-from oneshot import bench, config, hook, report
+from oneshot import bench, config, doctor, hook, report
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -47,6 +47,18 @@ def _report(arguments: argparse.Namespace) -> int:
     fired = sum(module.fired for module in modules)
     print(f"{len(modules)} modules with all-reduces; {fired} of {total} all-reduces fused")
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    findings = doctor.examine()
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            advice = f" -> {finding.advice}" if finding.advice else ""
+            print(f"{finding.state:<7}  {finding.what:<{width}}  {finding.text}{advice}")
+    return int(any(finding.state == "problem" for finding in findings))
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -96,6 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     show = commands.add_parser("report", help="print what was rewritten, and what was not and why")
     show.add_argument("directory", help="what ONESHOT_DUMP_TO named")
     show.set_defaults(function=_report)
+
+    health = commands.add_parser("doctor", help="say what is missing on this machine, if anything")
+    health.add_argument("--json", action="store_true", help="for programs")
+    health.set_defaults(function=_doctor)
 
     measure = commands.add_parser("bench", help="time decode steps with and without Oneshot")
     measure.add_argument(

@@ -27,6 +27,9 @@ from oneshot.version import __version__
 TARGET = "oneshot_all_reduce"
 """Target name of the custom-call."""
 
+CONCURRENT = "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT"
+"""What must not be in XLA_FLAGS, in capitals."""
+
 _COMMAND_BUFFER_COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
 _PRE_SCHEDULER = 0
 
@@ -69,6 +72,24 @@ def enable(config: config_lib.Config) -> None:
                 f"Oneshot {__version__} knows: {error}"
             ) from error
         _enabled = True
+
+
+def missing_names() -> str | None:
+    """Returns the first of JAX's private names that is gone, or None."""
+    import importlib
+
+    for module, name in (
+        ("jax._src.xla_bridge", "register_plugin_callbacks"),
+        ("jax._src.cache_key", "custom_hook"),
+        ("jax._src.distributed", "global_state"),
+        ("jaxlib._jax", "get_pjrt_plugin"),
+        ("jaxlib._xla", "register_xla_transform"),
+    ):
+        try:
+            getattr(importlib.import_module(module), name)
+        except (AttributeError, ImportError):
+            return f"{module}.{name}"
+    return None
 
 
 def _register(config: config_lib.Config) -> None:
@@ -143,9 +164,16 @@ def _load_hook() -> ctypes.CDLL:
         ctypes.POINTER(ctypes.c_void_p),
         ctypes.POINTER(ctypes.c_size_t),
     ]
+    hook.oneshot_hook_set_dump_dir.argtypes = [text]
+    hook.oneshot_hook_set_dump_dir.restype = None
     hook.oneshot_hook_free.argtypes = [ctypes.c_void_p]
     hook.oneshot_hook_free.restype = None
     return hook
+
+
+def set_dump_dir(directory: Path | None) -> None:
+    """Sets where HLO and reports of modules that are compiled from now on go; None for nowhere."""
+    _load_hook().oneshot_hook_set_dump_dir(os.fsencode(directory or ""))
 
 
 def _fingerprint() -> str:
@@ -288,7 +316,7 @@ def _processes() -> int:
 def _why_not_cuda() -> str | None:
     # Then XLA may run independent nodes of a CUDA graph at the same time, and with them two calls
     # that share a workspace.
-    if "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT" in os.environ.get("XLA_FLAGS", "").upper():
+    if CONCURRENT in os.environ.get("XLA_FLAGS", "").upper():
         return "XLA_FLAGS asks for concurrent command buffers"
     # Groups need two GPUs, but with several processes each may see one only.
     reason = _load_gpu().oneshot_gpu_probe(2 if _processes() == 1 else 1)

@@ -2,6 +2,7 @@
 """Reads the reports that ONESHOT_DUMP_TO collects."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,12 +110,17 @@ def load(directory: Path | str) -> list[Module]:
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no directory")
     modules = []
-    for path in sorted(directory.glob("*.report.json")):
+    for path in sorted(directory.glob("*.report.json"), key=_order):
         try:
             modules.append(_module(path))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no report: {error}") from error
     return modules
+
+
+def _order(path: Path) -> tuple[list[int], str]:
+    """By the numbers of process and module, as numbers."""
+    return [int(part) for part in re.findall(r"\d+", path.name.split(".")[0])], path.name
 
 
 def _module(path: Path) -> Module:
