@@ -365,9 +365,9 @@ def fill(tree: object, seed: int) -> object:
     rng = np.random.default_rng(seed)
 
     def numbers(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path_names(path)[-1:]
-        spread = 1.0 if name in ([], ["embedding"]) else 0.1
-        value = spread * rng.standard_normal(leaf.shape) + (0.5 if name == ["scale"] else 0)
+        name = "".join(path_names(path)[-1:])
+        spread = 0.1 if name in ("kernel", "w", "bias", "scale") else 1.0
+        value = spread * rng.standard_normal(leaf.shape) + (0.5 if name == "scale" else 0.0)
         return value.astype(jnp.bfloat16).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(numbers, tree)
