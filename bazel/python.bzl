@@ -7,14 +7,15 @@ Bazel 4's own Python rules know no virtual environments.
 load(":workspace.bzl", "workspace_path")
 
 def _python_repository_impl(repository_ctx):
-    python = workspace_path(repository_ctx, ".venv/bin/python")
-    repository_ctx.file(
-        "python",
-        # By its own path: that is how Python finds its environment.
-        "#!/bin/sh\nexec '%s' \"$@\"\n" % python,
-        executable = True,
-    )
-    repository_ctx.file("BUILD", "exports_files([\"python\"])\n")
+    for name, environment in [("python", ".venv"), ("newest", ".deps/newest")]:
+        python = workspace_path(repository_ctx, environment + "/bin/python")
+        repository_ctx.file(
+            name,
+            # By its own path: that is how Python finds its environment.
+            "#!/bin/sh\nexec '%s' \"$@\"\n" % python,
+            executable = True,
+        )
+    repository_ctx.file("BUILD", "exports_files([\"python\", \"newest\"])\n")
 
 python_repository = repository_rule(
     implementation = _python_repository_impl,
@@ -61,23 +62,25 @@ wheel = rule(
     },
 )
 
-def pytest_test(name, src, data = [], **kwargs):
+def pytest_test(name, src, python = "python", data = [], **kwargs):
     """Runs a pytest file with the built package on its path.
 
     Args:
       name: name of the test.
       src: the test file.
+      python: which environment runs it: "python", or "newest" for the newest
+        jax that Oneshot is known to work with.
       data: files that the test reads.
       **kwargs: passed on to sh_test.
     """
     native.sh_test(
         name = name,
         srcs = ["//bazel:pytest.sh"],
-        args = ["$(location %s)" % src],
+        args = [python, "$(location %s)" % src],
         data = data + [
             src,
             "//python:site",
-            "@python//:python",
+            "@python//:" + python,
             "@xla//:libraries",
         ],
         **kwargs
