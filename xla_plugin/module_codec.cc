@@ -13,6 +13,7 @@
 #include "xla/service/computation_placer.h"
 #include "xla/service/hlo.pb.h"
 #include "xla/service/hlo_module_config.h"
+#include "xla/service/hlo_verifier.h"
 #include "xla/shape.h"
 #include "xla/shape_util.h"
 #include "xla/tsl/lib/strings/proto_serialization.h"
@@ -156,6 +157,13 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
       !lost.empty()) {
     return absl::UnimplementedError(absl::StrCat(
         lost, " does not survive being read and written by this version"));
+  }
+  // Reading checks little, and the pass relies on operands being there.
+  xla::HloVerifier verifier(/*layout_sensitive=*/false,
+                            /*allow_mixed_precision=*/true);
+  if (const auto valid = verifier.Run(decoded.module()).status(); !valid.ok()) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the module is not valid to this version: ", valid.message()));
   }
   return decoded;
 }
