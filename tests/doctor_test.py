@@ -2,6 +2,7 @@
 """`python -m oneshot doctor`, with stand-ins for what this machine lacks, and `install-xla`."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -40,6 +41,8 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with two GPUs on which all is well, to be spoilt."""
     monkeypatch.setattr(doctor, "gpu_facts", lambda: TWO_GPUS)
     monkeypatch.setattr(config, "find_nvrtc", lambda: Path("/cu13/lib"))
+    monkeypatch.setattr(doctor, "plugin_files", lambda: [Path("xla_cuda13", "plugin.so")])
+    monkeypatch.setattr(doctor, "_plugin", lambda file: doctor.Check("plugin cuda", doctor.OK, ""))
     for name in [name for name in os.environ if name.startswith("ONESHOT")]:
         if name != "ONESHOT_XLA_DIR":
             monkeypatch.delenv(name)
@@ -102,6 +105,7 @@ SPOILS = {
         (doctor.importlib.metadata, "version", lambda _: "0.11.1"),
         "0.11.1 has no hook",
     ),
+    "plugin cuda": ((doctor, "plugin_files", list), "runs on CPU"),
     "oneshot": (
         (doctor.importlib.metadata, "entry_points", lambda **_: ()),
         "JAX won't find it",
@@ -177,6 +181,22 @@ def test_off_is_no_problem(healthy: pytest.MonkeyPatch) -> None:
     assert "ONESHOT=1" in check.advice
 
 
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [(importlib.metadata.version("jaxlib"), doctor.OK), ("0.1", doctor.NOTE)],
+)
+def test_versions_of_plugins(
+    version: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / f"jax_cuda13_pjrt-{version}.dist-info"
+    info.mkdir()
+    text = f"Metadata-Version: 2.1\nName: jax-cuda13-pjrt\nVersion: {version}\n"
+    (info / "METADATA").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check = find(doctor.examine(), "packages")
+    assert (check.status, check.text) == (status, f"jax-cuda13-pjrt {version}")
+
+
 # A PJRT plugin: its API is a struct that starts with its size and a list of extensions.
 PLUGIN = """
 #include <stddef.h>
@@ -199,13 +219,13 @@ void* GetPjrtApi(void) { return &api; }
     ids=["new", "old", "none"],
 )
 def test_plugin(
-    source: str, status: str, text: str, tmp_path: Path, healthy: pytest.MonkeyPatch
+    source: str, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "xla_cuda13" / "xla_cuda_plugin.so"
     file.parent.mkdir()
     command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(file)]
     subprocess.run(command, input=source, text=True, check=True)
-    healthy.setattr(doctor, "plugin_files", lambda: [file])
+    monkeypatch.setattr(doctor, "plugin_files", lambda: [file])
     check = find(doctor.examine(), "plugin xla_cuda13")
     assert check.status == status
     assert text.format(file=file) in check.text

@@ -58,7 +58,7 @@ def examine() -> list[Check]:
     checks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python),
         ("jax", _jax),
-        ("plugin", _plugins),
+        ("plugin", lambda: _plugins(has_driver=bool(gpus.get("driver")))),
         ("oneshot", _own_libraries),
         ("XLA", _xla),
         ("GPU", lambda: _gpus(gpus)),
@@ -162,15 +162,30 @@ def plugin_files() -> list[Path]:
     return sorted(so for path in jax_plugins.__path__ for so in Path(path).glob("*/*plugin.so"))
 
 
-def _plugins() -> Iterator[Check]:
+def _plugins(has_driver: bool) -> Iterator[Check]:
     import jaxlib._xla
 
     if hasattr(jaxlib._xla, "register_xla_transform"):
         yield Check("plugin cpu", OK, "part of jaxlib, takes passes")
     else:
         yield Check("plugin cpu", PROBLEM, "this jaxlib takes no passes", "install another jaxlib")
-    for file in plugin_files():
+    files = plugin_files()
+    for file in files:
         yield _plugin(file)
+    if has_driver and not files:
+        advice = "pip install 'jax[cuda13]'"
+        yield Check("plugin cuda", PROBLEM, "JAX has no CUDA plugin and runs on CPU", advice)
+    versions = {
+        distribution.name: distribution.version
+        for distribution in importlib.metadata.distributions()
+        if (distribution.name or "").startswith("jax-cuda")
+    }
+    if versions:
+        text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        if set(versions.values()) == {_version("jaxlib")}:
+            yield Check("packages", OK, text)
+        else:
+            yield Check("packages", NOTE, text, "use the versions that fit jaxlib")
 
 
 def _plugin(file: Path) -> Check:
