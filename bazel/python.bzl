@@ -32,10 +32,13 @@ def _wheel_impl(ctx):
     arguments.add("--site", site.path)
     arguments.add_all("--modules", ctx.files.modules)
     arguments.add_all("--libraries", ctx.files.libraries)
+    arguments.add("--readme", ctx.file.readme)
+    arguments.add_all("--licenses", ctx.files.licenses)
     ctx.actions.run(
         executable = ctx.executable._python,
         arguments = [arguments],
-        inputs = [ctx.file.builder] + ctx.files.modules + ctx.files.libraries,
+        inputs = [ctx.file.builder, ctx.file.readme] +
+                 ctx.files.modules + ctx.files.libraries + ctx.files.licenses,
         outputs = [wheel, site],
         mnemonic = "Wheel",
         progress_message = "Building %s" % ctx.attr.filename,
@@ -52,7 +55,9 @@ wheel = rule(
         "builder": attr.label(allow_single_file = [".py"], mandatory = True),
         "filename": attr.string(mandatory = True),
         "libraries": attr.label_list(allow_files = [".so"]),
+        "licenses": attr.label_list(allow_files = True),
         "modules": attr.label_list(allow_files = [".py"]),
+        "readme": attr.label(allow_single_file = [".md"], mandatory = True),
         "_python": attr.label(
             allow_single_file = True,
             cfg = "exec",
