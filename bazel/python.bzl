@@ -7,14 +7,15 @@ Bazel 4's own Python rules know no virtual environments.
 load(":workspace.bzl", "workspace_path")
 
 def _python_repository_impl(repository_ctx):
-    python = workspace_path(repository_ctx, ".venv/bin/python")
-    repository_ctx.file(
-        "python",
-        # By its own path: that is how Python finds its environment.
-        "#!/bin/sh\nexec '%s' \"$@\"\n" % python,
-        executable = True,
-    )
-    repository_ctx.file("BUILD", "exports_files([\"python\"])\n")
+    for name, environment in [("python", ".venv"), ("newest", ".deps/newest")]:
+        python = workspace_path(repository_ctx, environment + "/bin/python")
+        repository_ctx.file(
+            name,
+            # By its own path: that is how Python finds its environment.
+            "#!/bin/sh\nexec '%s' \"$@\"\n" % python,
+            executable = True,
+        )
+    repository_ctx.file("BUILD", "exports_files([\"python\", \"newest\"])\n")
 
 python_repository = repository_rule(
     implementation = _python_repository_impl,
@@ -31,10 +32,13 @@ def _wheel_impl(ctx):
     arguments.add("--site", site.path)
     arguments.add_all("--modules", ctx.files.modules)
     arguments.add_all("--libraries", ctx.files.libraries)
+    arguments.add("--readme", ctx.file.readme)
+    arguments.add_all("--licenses", ctx.files.licenses)
     ctx.actions.run(
         executable = ctx.executable._python,
         arguments = [arguments],
-        inputs = [ctx.file.builder] + ctx.files.modules + ctx.files.libraries,
+        inputs = [ctx.file.builder, ctx.file.readme] +
+                 ctx.files.modules + ctx.files.libraries + ctx.files.licenses,
         outputs = [wheel, site],
         mnemonic = "Wheel",
         progress_message = "Building %s" % ctx.attr.filename,
@@ -51,7 +55,9 @@ wheel = rule(
         "builder": attr.label(allow_single_file = [".py"], mandatory = True),
         "filename": attr.string(mandatory = True),
         "libraries": attr.label_list(allow_files = [".so"]),
+        "licenses": attr.label_list(allow_files = True),
         "modules": attr.label_list(allow_files = [".py"]),
+        "readme": attr.label(allow_single_file = [".md"], mandatory = True),
         "_python": attr.label(
             allow_single_file = True,
             cfg = "exec",
@@ -61,23 +67,25 @@ wheel = rule(
     },
 )
 
-def pytest_test(name, src, data = [], **kwargs):
+def pytest_test(name, src, python = "python", data = [], **kwargs):
     """Runs a pytest file with the built package on its path.
 
     Args:
       name: name of the test.
       src: the test file.
+      python: which environment runs it: "python", or "newest" for the newest
+        jax that Oneshot is known to work with.
       data: files that the test reads.
       **kwargs: passed on to sh_test.
     """
     native.sh_test(
         name = name,
         srcs = ["//bazel:pytest.sh"],
-        args = ["$(location %s)" % src],
+        args = [python, "$(location %s)" % src],
         data = data + [
             src,
             "//python:site",
-            "@python//:python",
+            "@python//:" + python,
             "@xla//:libraries",
         ],
         **kwargs

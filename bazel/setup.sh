@@ -61,14 +61,15 @@ debian_packages() {
   } >.deps/apt.log 2>&1 || stop "apt-get failed (.deps/apt.log): apt-get install ${missing[*]}"
 }
 
-venv() {
-  local python
+venv() { # DIRECTORY PACKAGE...
+  local python directory=$1
+  shift
   python=$(find_python)
-  say "making .venv with $("$python" -V) and ${#VENV_PACKAGES[@]} packages"
+  say "making $directory with $("$python" -V) and $# packages"
   need_disk 4 # in all
-  rm -rf .venv
-  "$python" -m venv .venv
-  .venv/bin/python -m pip install -q --disable-pip-version-check "${VENV_PACKAGES[@]}" ||
+  rm -rf "$directory"
+  "$python" -m venv "$directory"
+  "$directory/bin/python" -m pip install -q --disable-pip-version-check "$@" ||
     stop "pip could not install the packages of bazel/versions.sh"
 }
 
@@ -120,7 +121,8 @@ command -v dpkg-query >/dev/null || stop "needs Debian or a system like it (dpkg
 debian_packages
 [[ -x .venv/bin/python ]] || rm -rf .venv
 # An environment holds its own path: in a copy of the tree it is useless.
-step .venv "$PWD ${VENV_PACKAGES[*]}" venv
+step .venv "$PWD ${VENV_PACKAGES[*]}" venv .venv "${VENV_PACKAGES[@]}"
+step .deps/newest "$PWD ${NEWEST_PACKAGES[*]}" venv .deps/newest "${NEWEST_PACKAGES[@]}"
 ! nvidia-smi -L >/dev/null 2>&1 || step .venv/gpu "${GPU_PACKAGES[*]}" gpu
 step .deps/xla "$XLA_PACKAGE" xla
 usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||

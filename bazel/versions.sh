@@ -18,6 +18,15 @@ VENV_PACKAGES=(
   clang-format==19.1.7
 )
 
+# Into .deps/newest: the newest jax that Oneshot is known to work with.
+NEWEST_PACKAGES=(
+  jax==0.12.0.1
+  jaxlib==0.12.0.1
+  numpy==2.5.5
+  ml_dtypes==0.6.0
+  pytest==9.2.0
+)
+
 # Into .venv too, on machines with an NVIDIA driver.
 GPU_PACKAGES=("jax[cuda13]==0.11.2")
 

@@ -49,6 +49,7 @@ struct GpuCall {
   uint64_t site = 0;  // names it in a Fault
   // By device ordinal, as found by the latest initialize.
   struct Device {
+    std::atomic<void*> communicator = nullptr;  // that the workspace is of
     std::atomic<const Workspace*> workspace = nullptr;
     std::atomic<const Kernel*> kernel = nullptr;
   };
@@ -94,6 +95,11 @@ ffi::Error Initialize(GpuCall* call, int32_t device,
       collectives.GetCommunicator(ffi::GroupMode::kFlattenedId,
                                   call->attributes.groups, kCommunicationId);
   if (communicator.has_error()) return communicator.error();
+  GpuCall::Device& on_device = call->devices[device];
+  // This runs for every call of every execution: mostly nothing is new.
+  if (on_device.communicator.load(std::memory_order_acquire) == *communicator) {
+    return ffi::Error::Success();
+  }
   std::string error;
   const Workspace* workspace = FindOrCreateWorkspace(
       *communicator, device, call->attributes.groups, &error);
@@ -106,11 +112,7 @@ ffi::Error Initialize(GpuCall* call, int32_t device,
         "the communicator has " + std::to_string(workspace->view.ranks) +
         " ranks, the group " + std::to_string(attributes.ranks()));
   }
-  GpuCall::Device& on_device = call->devices[device];
   on_device.workspace.store(workspace, std::memory_order_release);
-  if (on_device.kernel.load(std::memory_order_acquire) != nullptr) {
-    return ffi::Error::Success();
-  }
   // XLA aligns its buffers by far more than a packet; Execute looks again.
   const Kernel* kernel =
       KernelOf(attributes, /*aligned=*/true, *workspace, &error);
@@ -124,6 +126,7 @@ ffi::Error Initialize(GpuCall* call, int32_t device,
                          cudaGetErrorString(status));
   }
   on_device.kernel.store(kernel, std::memory_order_release);
+  on_device.communicator.store(*communicator, std::memory_order_release);
   return ffi::Error::Success();
 }
 

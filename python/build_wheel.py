@@ -5,21 +5,28 @@ import argparse
 import base64
 import hashlib
 import re
+import struct
 import zipfile
 from pathlib import Path
 
 NAME = "oneshot"
 
 METADATA = """\
-Metadata-Version: 2.1
+Metadata-Version: 2.4
 Name: {name}
 Version: {version}
 Summary: Fused single-shot all-reduce for unmodified JAX programs
-License: Apache-2.0
+License-Expression: Apache-2.0
+{licenses}Classifier: Operating System :: POSIX :: Linux
+Classifier: Programming Language :: Python :: 3
 Requires-Python: >=3.12
 Requires-Dist: jax>=0.11.2
 Requires-Dist: jaxlib>=0.11.2
-"""
+Provides-Extra: cuda13
+Requires-Dist: jax[cuda13]>=0.11.2; extra == "cuda13"
+Description-Content-Type: text/markdown
+
+{readme}"""
 
 WHEEL = """\
 Wheel-Version: 1.0
@@ -35,16 +42,42 @@ oneshot = oneshot.jax_plugin
 """
 
 
-def contents(modules: list[Path], libraries: list[Path], tag: str) -> dict[str, bytes]:
+_DT_NULL, _DT_RUNPATH = 0, 29
+_PT_DYNAMIC = 2
+
+
+def without_runpath(library: bytes) -> bytes:
+    """Takes out DT_RUNPATH, where Bazel has noted the place of XLA in its own tree."""
+    data = bytearray(library)
+    (segments,) = struct.unpack_from("<Q", data, 32)
+    (count,) = struct.unpack_from("<H", data, 56)
+    headers = [struct.unpack_from("<IIQQQQQQ", data, segments + 56 * i) for i in range(count)]
+    ((_, _, offset, _, _, size, _, _),) = [h for h in headers if h[0] == _PT_DYNAMIC]
+    entries = list(struct.iter_unpack("<QQ", data[offset : offset + size]))
+    kept = [entry for entry in entries if entry[0] != _DT_RUNPATH]
+    kept += [(_DT_NULL, 0)] * (len(entries) - len(kept))
+    data[offset : offset + size] = b"".join(struct.pack("<QQ", *entry) for entry in kept)
+    return bytes(data)
+
+
+def contents(
+    modules: list[Path], libraries: list[Path], readme: Path, licenses: list[Path], tag: str
+) -> dict[str, bytes]:
     """Returns path and bytes of every file of the wheel, RECORD last."""
     # What is below the last folder with the package's name keeps its place.
     files = {f"{NAME}{str(path).rpartition(f'/{NAME}')[2]}": path.read_bytes() for path in modules}
     match = re.search(rb'__version__ = "(.+)"', files[f"{NAME}/version.py"])
     assert match, "version.py has no version"
     version = match[1].decode()
-    files |= {f"{NAME}/lib/{path.name}": path.read_bytes() for path in libraries}
+    files |= {f"{NAME}/lib/{path.name}": without_runpath(path.read_bytes()) for path in libraries}
     info = f"{NAME}-{version}.dist-info"
-    files[f"{info}/METADATA"] = METADATA.format(name=NAME, version=version).encode()
+    files |= {f"{info}/licenses/{path.name}": path.read_bytes() for path in licenses}
+    files[f"{info}/METADATA"] = METADATA.format(
+        name=NAME,
+        version=version,
+        licenses="".join(f"License-File: {path.name}\n" for path in licenses),
+        readme=readme.read_text(),
+    ).encode()
     files[f"{info}/WHEEL"] = WHEEL.format(name=NAME, tag=tag).encode()
     files[f"{info}/entry_points.txt"] = ENTRY_POINTS.encode()
     record = ""
@@ -62,10 +95,14 @@ def main() -> None:
     parser.add_argument("--site", type=Path, required=True, help="directory for the files")
     parser.add_argument("--modules", type=Path, nargs="+", required=True)
     parser.add_argument("--libraries", type=Path, nargs="+", required=True)
+    parser.add_argument("--readme", type=Path, required=True)
+    parser.add_argument("--licenses", type=Path, nargs="+", required=True)
     arguments = parser.parse_args()
 
     tag = arguments.wheel.stem.split("-", 2)[2]
-    files = contents(arguments.modules, arguments.libraries, tag)
+    files = contents(
+        arguments.modules, arguments.libraries, arguments.readme, arguments.licenses, tag
+    )
     with zipfile.ZipFile(arguments.wheel, "w", zipfile.ZIP_DEFLATED) as wheel:
         for path, data in files.items():
             entry = zipfile.ZipInfo(path)  # of 1980: no time of day gets in

@@ -1,85 +1,410 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oneshot.explain` and `python -m oneshot doctor`."""
+"""`oneshot.explain`, `python -m oneshot explain`, and the page with the pictures."""
 
-import json
+import itertools
+import os
+import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 from emulation import environment
+from oneshot import __main__ as command_line
+from oneshot import explanation, graph, hlo_text, page, report
 
 PROGRAM = """
 import functools
-import jax, jax.numpy as jnp
+import jax
+import numpy as np
+import oneshot
 from jax import lax
 from jax.sharding import PartitionSpec as P
-import oneshot
 
 mesh = jax.sharding.Mesh(jax.devices(), ("a",))
+x = np.arange(32, dtype=np.float32).reshape(8, 4)
 
 @jax.jit
-@functools.partial(jax.shard_map, mesh=mesh, in_specs=P(None, "a"), out_specs=P())
+@functools.partial(jax.shard_map, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
 def program(x):
-    h = lax.psum(x, "a")
-    return jnp.sort(jnp.tanh(h)), lax.pmax(x, "a")
+    return x + lax.psum(x, "a") + lax.pmax(x, "a")
 
-x = jax.ShapeDtypeStruct((4, 64), jnp.float32)
-before = oneshot.is_enabled()
-for _ in range(2):
-    explanation = oneshot.explain(program, x)
-    print([(site.fired, site.epilogue, site.reason) for site in explanation])
-print([stop.opcode for site in explanation for stop in site.stopped])
-print(explanation)
+def state():
+    return "fused" if "oneshot_all_reduce" in program.lower(x).compile().as_text() else "stock"
 """
+LINES = [
+    "jit_program (Host): 1 of 2 all-reduces fused",
+    "fused: residual",
+    "left alone: reduction is not a sum",
+]
 
 
-def run(*command: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a fresh process."""
-    return subprocess.run(
-        [sys.executable, *command],
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        check=False,
+def run_code(code: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs `code` after PROGRAM, with XLA's usual flags for CPU."""
+    environ = environment(**variables) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", PROGRAM + code]
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=False, timeout=120
     )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
-def test_explain(tmp_path: Path) -> None:
-    for variables in ({}, {"ONESHOT": "1", "ONESHOT_DUMP_TO": tmp_path}):
-        done = run("-c", PROGRAM, **variables)
-        assert done.returncode == 0, done.stderr
-        first, second, stops, *text = done.stdout.splitlines()
-        expected = [(True, "tanh", ""), (False, "", "reduction is not a sum")]
-        assert sorted(eval(first)) == sorted(eval(second)) == sorted(expected)
-        assert "sort" in stops
-        assert any("1 of 2 all-reduces fused" in line for line in text)
-        assert any("<string>:" in line for line in text)
-    # What is explained is dumped nowhere else.
-    assert not list(tmp_path.iterdir())
+# ---------------------------------------------------------------------------
+# A function
 
 
-def test_explain_without_an_all_reduce() -> None:
-    done = run("-c", "import jax, oneshot; print(oneshot.explain(jax.jit(lambda x: x + 1), 1.0))")
-    assert done.stdout.strip() == "no all-reduce", done.stderr
-
-
-def test_doctor() -> None:
-    done = run("-m", "oneshot", "doctor")
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("on", [False, True], ids=["off", "on"])
+def test_explain_changes_nothing(on: bool) -> None:
+    done = run_code(
+        "first = program(x)\n"
+        "for argument in (x, jax.ShapeDtypeStruct(x.shape, x.dtype)):\n"
+        "    print(oneshot.explain(program, argument))\n"
+        "print(state(), oneshot.is_enabled(), np.array_equal(first, program(x)))",
+        ONESHOT=str(int(on)),
+    )
+    for line in LINES:
+        assert done.stdout.count(line) == 2
+    assert done.stdout.splitlines()[-1] == ("fused True True" if on else "stock False True")
     assert not done.stderr
-    found = json.loads(run("-m", "oneshot", "doctor", "--json").stdout)
-    assert {entry["what"] for entry in found} >= {"python", "jax", "jaxlib", "XLA's libraries"}
-    assert not [entry for entry in found if entry["state"] == "problem"]
 
 
-def test_doctor_says_what_is_wrong() -> None:
-    done = run("-m", "oneshot", "doctor", ONESHOT_NONSENSE="1")
-    assert done.returncode == 1
-    assert any(
-        line.startswith("problem") and "ONESHOT_NONSENSE" in line
-        for line in done.stdout.splitlines()
+def test_explain_says_where_a_match_ended(tmp_path: Path) -> None:
+    done = run_code(
+        "import jax.numpy as jnp\n"
+        "@jax.jit\n"
+        "@functools.partial(jax.shard_map, mesh=mesh, in_specs=P('a'), out_specs=P('a'))\n"
+        "def sorts(x): return jnp.sort(jnp.tanh(lax.psum(x, 'a')))\n"
+        "(site,) = oneshot.explain(sorts, x)\n"
+        "print(site.epilogue, [stop.opcode for stop in site.stopped]); print(site)",
+        ONESHOT="1",
+        ONESHOT_DUMP_TO=tmp_path,
     )
-    flags = "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
-    done = run("-m", "oneshot", "doctor", XLA_FLAGS=flags)
-    assert done.returncode == 1
-    assert "remove concurrent command buffers" in done.stdout
+    assert done.stdout.startswith("tanh ['sort']\n")
+    assert re.search(r"stopped at sort \S+ \(<string>:\d+\): \w", done.stdout)
+    assert not list(tmp_path.iterdir())  # what is explained is dumped nowhere else
+
+
+def test_explain_before_anything_is_compiled() -> None:
+    done = run_code(
+        "found = oneshot.explain(program, x)\n"
+        "print(len(found), [site.fired for site in found], '<svg' in found.html())\n"
+        "print(oneshot.explain(jax.jit(lambda x: x + 1), x))\n"
+        "oneshot.enable(); print(state())"
+    )
+    assert done.stdout.splitlines() == [
+        "2 [True, False] True",
+        "no all-reduce: nothing to fuse",
+        "fused",
+    ]
+
+
+def test_explain_neither_reads_nor_writes_the_persistent_cache(tmp_path: Path) -> None:
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": tmp_path,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    for _ in range(2):
+        done = run_code("program(x); print(oneshot.explain(program, x))", **cache)
+        assert LINES[0] in done.stdout
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("jit_program")]) == 1
+
+
+def test_explain_wants_a_jitted_function() -> None:
+    with pytest.raises(TypeError, match=r"explain\(jax.jit\(f\), ...\)"):
+        explanation.explain(len)
+
+
+# ---------------------------------------------------------------------------
+# A file
+
+HLO = """
+HloModule m, entry_computation_layout={(f32[4,8]{1,0}, f32[4,8]{1,0})->(f32[4,8]{1,0}, f32[4,8]{1,0})}, num_partitions=4
+
+add {
+  a = f32[] parameter(0)
+  b = f32[] parameter(1)
+  ROOT c = f32[] add(a, b)
+}
+
+ENTRY main {
+  x = f32[4,8]{1,0} parameter(0), sharding={@mesh<p=2,q=2>, [{p}, {}]}, metadata={op_name="x[{\\"k\\"}]"}
+  r = f32[4,8]{1,0} parameter(1)
+  all-reduce = f32[4,8]{1,0} all-reduce(x), channel_id=1, replica_groups=@mesh<p=2,q=2> {q}, use_global_device_ids=true, to_apply=add, metadata={op_name="jit(m)/psum" source_file="m.py" source_line=7}
+  sum = f32[4,8]{1,0} add(all-reduce, r)
+  all-reduce.1 = f32[4,8]{1,0} all-reduce(r), channel_id=2, replica_groups={{0,1,2,3}}, use_global_device_ids=true, to_apply=add
+  sine = f32[4,8]{1,0} sine(sum)
+  ROOT out = (f32[4,8]{1,0}, f32[4,8]{1,0}) tuple(sine, all-reduce.1)
+}
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def hlo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """HLO as a file."""
+    path = tmp_path_factory.mktemp("hlo") / "m.hlo"
+    path.write_text(HLO)
+    return path
+
+
+def test_explain_file(hlo: Path) -> None:
+    found = explanation.explain_file(hlo)
+    assert [(site.name, site.group_size, site.bytes) for site in found] == [
+        ("all-reduce", 2, 128),
+        ("all-reduce.1", 4, 128),
+    ]
+    assert all(site.fired for site in found)
+    assert [module.platform for module in found.modules] == ["CUDA"]
+
+
+def test_command_line(hlo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html = tmp_path / "page.html"
+    arguments = ["explain", str(hlo), "--platform", "Host", "--html", str(html)]
+    assert command_line.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("m (Host): 2 of 2 all-reduces fused\n  all-reduce  ")
+    assert "<svg" in html.read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"garbage", "neither HLO text nor a serialized HLO module"),
+        (b"", "neither HLO text nor a serialized HLO module"),
+        (HLO[:600].encode(), "parse"),
+    ],
+    ids=["garbage", "empty", "cut"],
+)
+def test_bad_file(
+    data: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.hlo"
+    path.write_bytes(data)
+    assert command_line.main(["explain", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["explain", "missing.hlo"]) == 2
+    assert "missing.hlo" in capsys.readouterr().err
+
+
+def test_missing_xla(hlo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explanation.config_lib, "find_xla", lambda _: None)
+    with pytest.raises(explanation.ExplainError, match="install-xla"):
+        explanation.explain_file(hlo)
+
+
+def test_loading_xla_leaves_the_environment(hlo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    explanation.explain_file(hlo)
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    explanation.explain_file(hlo)
+    assert "TF_ENABLE_ONEDNN_OPTS" not in os.environ
+
+
+# ---------------------------------------------------------------------------
+# Reading HLO text
+
+
+def test_parse() -> None:
+    add, main = hlo_text.parse(HLO)
+    assert list(add.instructions) == ["a", "b", "c"]
+    assert add.instructions["c"].operands == ("a", "b")
+    out = main.instructions["out"]
+    assert (out.shape, out.opcode, out.operands) == (
+        "(f32[4,8], f32[4,8])",
+        "tuple",
+        ("sine", "all-reduce.1"),
+    )
+    assert main.instructions["x"].literal == "0"
+    assert main.instructions["all-reduce"].op_name == "jit(m)/psum"
+    assert main.users()["r"] == ["sum", "all-reduce.1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            '  ROOT %y.1 = f32[2]{0} add(f32[2]{0} %x, f32[2]{0} %z.2), metadata={op_name="a(b"}',
+            ("y.1", "f32[2]", "add", ("x", "z.2"), ""),
+        ),
+        (
+            "  t = (f32[2]{0:T(128)}, /*index=1*/(s32[], u8[])) while(s), body=b",
+            ("t", "(f32[2], (s32[], u8[]))", "while", ("s",), ""),
+        ),
+        ("  c = s32[2]{0} constant({1, 2})", ("c", "s32[2]", "constant", (), "{1, 2}")),
+        ("  i = u32[] replica-id()", ("i", "u32[]", "replica-id", (), "")),
+        (
+            '  k = f32[2]{0} custom-call(x), custom_call_target="f(", backend_config={a="),"}',
+            ("k", "f32[2]", "custom-call", ("x",), ""),
+        ),
+    ],
+)
+def test_parse_line(line: str, expected: tuple) -> None:
+    (computation,) = hlo_text.parse(f"ENTRY %main (p: f32[2]) -> f32[2] {{\n{line}\n}}\n")
+    (found,) = computation.instructions.values()
+    assert (found.name, found.shape, found.opcode, found.operands, found.literal) == expected
+
+
+def test_parse_skips_what_it_does_not_know() -> None:
+    text = 'HloModule m\n\nFileNames\n1 "a = b"\n\nmain {\n  odd\n  x = f32[] add(\n  y = f32[\n}\n'
+    (computation,) = hlo_text.parse(text)
+    assert not computation.instructions
+
+
+@pytest.mark.parametrize(
+    ("mesh", "groups"),
+    [
+        ("@mesh<a=2> {a}", "{{0,1}}"),
+        ("@mesh<a=2,b=3> {b}", "{{0,1,2},{3,4,5}}"),
+        ("@mesh<a=2,b=3> {a}", "{{0,3},{1,4},{2,5}}"),
+        ("@mesh<a=2,b=2,c=2> {a,c}", "{{0,1,4,5},{2,3,6,7}}"),
+        ("@mesh<a=2,b=2,c=2> {c,a}", "{{0,4,1,5},{2,6,3,7}}"),
+        # Not understood: left for XLA's parser to refuse.
+        ("@mesh<a=4> {a:(1)2}", "@mesh<a=4> {a:(1)2}"),
+        ("@mesh<a=2, device_ids=(1,0)> {a}", "@mesh<a=2, device_ids=(1,0)> {a}"),
+        ("@mesh<a=2> {b}", "@mesh<a=2> {b}"),
+    ],
+)
+def test_mesh_groups(mesh: str, groups: str) -> None:
+    text = f"all-reduce(x), replica_groups={mesh}, to_apply=add"
+    assert hlo_text.without_meshes(text) == f"all-reduce(x), replica_groups={groups}, to_apply=add"
+
+
+def test_shardings_go() -> None:
+    text = (
+        'parameter(0), sharding={@mesh<a=2>, [{a}, {}]}, metadata={op_name="}"}\n'
+        "y, sharding={replicated}"
+    )
+    assert hlo_text.without_meshes(text) == 'parameter(0), metadata={op_name="}"}\ny'
+
+
+# ---------------------------------------------------------------------------
+# The page
+
+
+def boxes(svg: str) -> dict[str, str]:
+    """Class by name of each instruction in a picture."""
+    found = re.findall(r'<g class="box ([a-z]*)"><title>([\w.-]+) = ', svg)
+    return {name: kind for kind, name in found}
+
+
+def test_view_and_marks() -> None:
+    _, main = hlo_text.parse(HLO)
+    view = graph.around(main, {"all-reduce", "sum"})
+    svg = graph.svg(view, {"sine": "no <such> operation"}, "a & b")
+    assert boxes(svg) == {
+        "x": "",
+        "r": "",
+        "all-reduce": "region",
+        "sum": "region",
+        "sine": "stop",
+    }
+    assert svg.count('class="edge"') == 4
+    assert "no &lt;such&gt; operation" in svg
+    assert "<title>a &amp; b</title>" in svg
+
+
+def test_operands_are_above_and_nothing_overlaps() -> None:
+    lines = [f"  v{i} = f32[] add(v{max(0, i - 1)}, v{i // 2})" for i in range(1, 30)]
+    text = "\n".join(["main {", "  v0 = f32[] parameter(0)", *lines, "}"])
+    (main,) = hlo_text.parse(text)
+    svg = graph.svg(graph.around(main, set(main.instructions)), {}, "")
+    pattern = r"<title>(\w+) = .*?\s*</title><rect x=\"([\d.-]+)\" y=\"(\d+)\" width=\"([\d.]+)\""
+    found = {name: tuple(map(float, rest)) for name, *rest in re.findall(pattern, svg)}
+    assert len(found) == 30
+    for instruction in main.instructions.values():
+        for operand in instruction.operands:
+            assert found[operand][1] < found[instruction.name][1]
+    rows: dict[float, list[tuple[float, float]]] = {}
+    for x, y, width in found.values():
+        assert x >= 0
+        rows.setdefault(y, []).append((x, x + width))
+    for row in rows.values():
+        row.sort()
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(row))
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and checks that its elements are closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.summaries = 0
+        self.text: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remembers it."""
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.summaries += tag == "summary"
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Nothing to close."""
+
+    def handle_endtag(self, tag: str) -> None:
+        """Must be the last that was opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Remembers it."""
+        self.text.append(data)
+
+
+def test_page_of_a_deep_model(tmp_path: Path) -> None:
+    layers = "".join(
+        f"  ar.{i} = f32[4,8]{{1,0}} all-reduce(h.{i}), channel_id={i + 1}, "
+        "replica_groups={{0,1}}, "
+        'use_global_device_ids=true, to_apply=add, metadata={op_name="jit(m)/<layer>&psum"}\n'
+        f"  h.{i + 1} = f32[4,8]{{1,0}} add(ar.{i}, h.{i})\n"
+        for i in range(64)
+    )
+    layout = "entry_computation_layout={(f32[4,8]{1,0})->f32[4,8]{1,0}}"
+    add = (
+        "add {\n  a = f32[] parameter(0)\n  b = f32[] parameter(1)\n  ROOT c = f32[] add(a, b)\n}\n"
+    )
+    text = (
+        f"HloModule m, {layout}, num_partitions=2\n\n{add}\nENTRY main {{\n"
+        f"  h.0 = f32[4,8]{{1,0}} parameter(0)\n{layers}"
+        "  ROOT out = f32[4,8]{1,0} negate(h.64)\n}\n"
+    )
+    path = tmp_path / "m.hlo"
+    path.write_text(text)
+    found = explanation.explain_file(path)
+    assert len(found) == 64
+    parsed = Page(found.html())
+    assert parsed.links == []
+    kinds = {(site.epilogue, site.program) for site in found}
+    assert parsed.summaries == len(kinds) + sum(bool(program) for _, program in kinds)
+    assert "jit(m)/<layer>&psum" in parsed.text
+    assert "64 of 64 all-reduces fused" in parsed.text
+    assert len(found.html()) < 100_000
+    before, after = re.findall(r"(?s)<svg role.*?</svg>", found.html())[:2]
+    assert boxes(before)["ar.0"] == "region"
+    assert boxes(before)["h.0"] == ""
+    assert "region" in boxes(after).values()
+    assert "ar.0" not in boxes(after)
+
+
+def test_page_shows_stops_and_needs_no_hlo(tmp_path: Path) -> None:
+    stop = report.Stop("cumsum.1", "reduce-window", "m.py:9", "unknown <operation>")
+    site = report.AllReduce(
+        *("ar", "", "m.py:8", "f32[4]", 16, 2, True, "none", "", "call"),
+        program="x f32; v0 = sum; out0 v0 f32",
+        stopped=(stop,),
+    )
+    module = report.Module("m", "CUDA", None, (site,), tmp_path / "1-0000.m.report.json")
+    text = page.write([module])
+    assert "unknown &lt;operation&gt;" in text
+    assert "stopped at reduce-window cumsum.1 (m.py:9): unknown <operation>" in str(site)
+    assert "v0 = sum\n" in text
+    assert "<svg role" not in text
+    Page(text)

@@ -554,6 +554,35 @@ def test_run_refuses(arguments: list[str], variables: dict[str, str], message: s
 
 
 # ---------------------------------------------------------------------------
+# What is printed
+
+
+@pytest.mark.parametrize(
+    "logging",
+    ["", "import logging; logging.basicConfig(level='INFO');", "import absl.logging;"],
+    ids=["none", "logging", "absl"],
+)
+def test_prints_nothing_by_itself(logging: str) -> None:
+    stock, on = (run("-c", logging + PROGRAM + SHOW, ONESHOT=switch) for switch in "01")
+    assert (stock.code, on.code) == (0, 0), on.err
+    assert (stock.out, on.out) == (["stock"], ["fused"])
+    # Whatever JAX itself says is the same.
+    assert on.err == stock.err
+
+
+@pytest.mark.parametrize(
+    "logging",
+    ["import logging; logging.basicConfig(level='INFO')", "import absl.logging"],
+    ids=["logging", "absl"],
+)
+def test_each_line_is_printed_once_and_with_the_prefix(logging: str) -> None:
+    done = run("-c", f"{logging}\n{PROGRAM}{SHOW}", ONESHOT="1", ONESHOT_LOG="info")
+    assert done.code == 0, done.err
+    assert sorted(done.lines) == ["jit_program: 1 of 1 all-reduces fused", "on for cpu"]
+    assert done.err.count("on for cpu") == 1
+
+
+# ---------------------------------------------------------------------------
 # The environment
 
 
@@ -601,6 +630,8 @@ def test_find_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Tensorflow:
         """An installed distribution."""
 
+        version = "2.20.0"
+
         def __init__(self, name: str):
             if name != "tensorflow":
                 raise importlib.metadata.PackageNotFoundError
@@ -611,13 +642,18 @@ def test_find_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(config.importlib.metadata, "distribution", Tensorflow)
     monkeypatch.setattr(config, "LIBRARIES", tmp_path / "lib")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     named = config.Config(xla_dir=tmp_path / "named")
     assert config.find_xla(named) is None
     # The last of those that are there wins, from the least to the most specific place.
-    for place in ("site/tensorflow", "lib/xla", "named"):
+    home = f"data/oneshot/xla-{config.XLA_VERSION}"
+    for place in ("site/tensorflow", home, "lib/xla", "named"):
         directory = tmp_path / place
         directory.mkdir(parents=True)
         for name in config.XLA_LIBRARIES:
             assert config.find_xla(named) != directory
             (directory / name).touch()
+        if place == "site/tensorflow":
+            assert config.find_xla(named) is None  # of another version
+            Tensorflow.version = config.XLA_VERSION
         assert config.find_xla(named) == directory

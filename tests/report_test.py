@@ -153,7 +153,7 @@ def test_empty_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", json.dumps({"schema": 2}), json.dumps({"schema": 1, "module": "m"})],
+    ["", "[]", "{}", json.dumps({"schema": 1}), json.dumps({"schema": 2, "module": "m"})],
 )
 def test_no_report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "1-0000.m.report.json"
@@ -162,6 +162,14 @@ def test_no_report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         report.load(tmp_path)
     assert command_line.main(["report", str(tmp_path)]) == 2
     assert path.name in capsys.readouterr().err
+
+
+def test_order(tmp_path: Path) -> None:
+    names = ["9-0000.a", "9-9999.b", "9-10000.c", "10-0000.d", "10-0001.a"]
+    for name in names:
+        data = {"schema": 2, "module": name, "platform": "CUDA", "declined_module": None}
+        (tmp_path / f"{name}.report.json").write_text(json.dumps(data | {"all_reduces": []}))
+    assert [module.module for module in report.load(tmp_path)] == names
 
 
 def test_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

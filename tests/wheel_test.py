@@ -3,11 +3,13 @@
 
 import base64
 import csv
+import email
 import hashlib
 import importlib.metadata
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -17,7 +19,9 @@ from typing import NamedTuple
 import pytest
 from oneshot import __version__, config
 
-PYTHON = Path(__file__).parent.parent / "python"
+ROOT = Path(__file__).parent.parent
+PYTHON = ROOT / "python"
+LICENSES = ("LICENSE", "THIRD_PARTY_NOTICES.md")
 LIBRARIES = ("liboneshot_hook.so", "liboneshot_pass.so")
 INFO = f"oneshot-{__version__}.dist-info"
 FILENAME = f"oneshot-{__version__}-py3-none-manylinux_2_34_x86_64.whl"
@@ -39,6 +43,7 @@ EXPORTS = {
         "OneshotGpuInstantiate",
         "OneshotGpuPrepare",
         "oneshot_gpu_compile",
+        "oneshot_gpu_doctor",
         "oneshot_gpu_probe",
         "oneshot_gpu_set_nvrtc",
         "oneshot_gpu_set_timeout",
@@ -46,16 +51,29 @@ EXPORTS = {
     "liboneshot_hook.so": {
         "oneshot_hook_configure",
         "oneshot_hook_free",
+        "oneshot_hook_pause",
         "oneshot_hook_register",
-        "oneshot_hook_set_dump_dir",
         "oneshot_hook_transform",
     },
     "liboneshot_host.so": {"OneshotHostExecute", "OneshotHostInstantiate"},
-    "liboneshot_pass.so": {"OneshotRunPass"},
+    "liboneshot_pass.so": {"OneshotExplain", "OneshotRunPass"},
 }
 needs_binutils = pytest.mark.skipif(
     not (shutil.which("nm") and shutil.which("readelf")), reason="no binutils"
 )
+
+
+NEEDED, RUNPATH = 1, 29
+
+
+def elf(dynamic: dict[int, int], data: bytes) -> bytes:
+    """What the builder looks at in a library: a header and a dynamic section."""
+    entries = [(NEEDED, 0), *dynamic.items(), (NEEDED, 7), (0, 0)]
+    section = b"".join(struct.pack("<QQ", *entry) for entry in entries)
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF", 3, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return (
+        header + struct.pack("<IIQQQQQQ", 2, 6, 120, 0, 0, *[len(section)] * 2, 8) + section + data
+    )
 
 
 class Built(NamedTuple):
@@ -70,7 +88,7 @@ def build(directory: Path) -> Built:
     directory.mkdir(exist_ok=True)
     libraries = [directory / name for name in LIBRARIES]
     for library in libraries:
-        library.write_bytes(library.name.encode() * 1000)
+        library.write_bytes(elf({RUNPATH: 1}, library.name.encode() * 1000))
     built = Built(directory / FILENAME, directory / "site")
     modules = sorted((PYTHON / "oneshot").glob("*.py"))
     subprocess.run(
@@ -78,6 +96,8 @@ def build(directory: Path) -> Built:
             *(sys.executable, PYTHON / "build_wheel.py"),
             *("--wheel", built.wheel, "--site", built.site),
             *("--modules", *modules, "--libraries", *libraries),
+            *("--readme", ROOT / "README.md"),
+            *("--licenses", *(ROOT / name for name in LICENSES)),
         ],
         check=True,
     )
@@ -131,12 +151,30 @@ def test_site_has_the_same_files(built: Built) -> None:
 
 def test_metadata(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
-        metadata = wheel.read(f"{INFO}/METADATA").decode().splitlines()
+        metadata = email.message_from_bytes(wheel.read(f"{INFO}/METADATA"))
         tags = wheel.read(f"{INFO}/WHEEL").decode().splitlines()
-    assert f"Version: {__version__}" in metadata
-    assert "Requires-Python: >=3.12" in metadata
-    assert "Requires-Dist: jax>=0.11.2" in metadata
+        licenses = {name: wheel.read(f"{INFO}/licenses/{name}") for name in LICENSES}
+    assert metadata["Version"] == __version__
+    assert metadata["Requires-Python"] == ">=3.12"
+    assert metadata.get_all("Requires-Dist") == [
+        "jax>=0.11.2",
+        "jaxlib>=0.11.2",
+        'jax[cuda13]>=0.11.2; extra == "cuda13"',
+    ]
+    assert metadata.get_all("Provides-Extra") == ["cuda13"]
+    assert metadata.get_all("License-File") == list(licenses)
+    assert licenses == {name: (ROOT / name).read_bytes() for name in LICENSES}
+    assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
     assert "Tag: py3-none-manylinux_2_34_x86_64" in tags
+
+
+def test_libraries_lose_their_runpath_and_nothing_else(built: Built) -> None:
+    for name in LIBRARIES:
+        before = elf({RUNPATH: 1}, name.encode() * 1000)
+        after = (built.site / "oneshot" / "lib" / name).read_bytes()
+        runpath, rest = struct.pack("<QQ", RUNPATH, 1), struct.pack("<QQQQ", NEEDED, 7, 0, 0)
+        assert runpath + rest in before
+        assert after == before.replace(runpath + rest, rest + bytes(len(runpath)))
 
 
 def test_site_on_the_path_is_found(built: Built) -> None:
@@ -201,3 +239,20 @@ def test_needs_only_the_system_and_xla(name: str) -> None:
     system = {"ld-linux-x86-64.so.2", "libc.so.6", "libgcc_s.so.1", "libm.so.6", "libstdc++.so.6"}
     xla = set(config.XLA_LIBRARIES) if name == "liboneshot_pass.so" else set()
     assert needed - system == xla
+    assert "(RUNPATH)" not in dynamic
+    assert "(RPATH)" not in dynamic
+
+
+# What manylinux_2_34 has.
+NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)}
+
+
+@needs_binutils
+@pytest.mark.parametrize("name", EXPORTS)
+def test_fits_the_platform_tag(name: str) -> None:
+    command = ["readelf", "--version-info", "--wide", library(name)]
+    versions = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"Name: (GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)", versions)
+    assert found
+    for kind, version in found:
+        assert tuple(map(int, version.split("."))) <= NEWEST[kind], f"{kind}_{version}"

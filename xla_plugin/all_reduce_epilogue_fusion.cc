@@ -184,9 +184,11 @@ std::string SourceOf(const HloInstruction* hlo) {
   return absl::StrCat(metadata.source_file(), ":", metadata.source_line());
 }
 
-bool IsAllReduce(const HloInstruction* hlo) {
+// What the report speaks of.
+bool IsReductionOverRanks(const HloInstruction* hlo) {
   return hlo->opcode() == HloOpcode::kAllReduce ||
-         hlo->opcode() == HloOpcode::kAllReduceStart;
+         hlo->opcode() == HloOpcode::kAllReduceStart ||
+         hlo->opcode() == HloOpcode::kReduceScatter;
 }
 
 }  // namespace
@@ -210,6 +212,9 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     report_.all_reduces.push_back(site);
     return absl::OkStatus();
   };
+  if (hlo->opcode() == HloOpcode::kReduceScatter) {
+    return declined("is a reduce-scatter, no rank has whole rows");
+  }
   if (!hlo->parent()->IsMainThread() || hlo->parent()->IsAsyncComputation()) {
     return declined("runs asynchronously");
   }
@@ -273,7 +278,7 @@ absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
     // where the next begins.
     std::vector<HloInstruction*> all_reduces;
     absl::c_copy_if(computation->MakeInstructionPostOrder(),
-                    std::back_inserter(all_reduces), IsAllReduce);
+                    std::back_inserter(all_reduces), IsReductionOverRanks);
     for (HloInstruction* all_reduce : all_reduces) {
       TF_RETURN_IF_ERROR(Visit(all_reduce));
     }

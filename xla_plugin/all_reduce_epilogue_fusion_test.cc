@@ -1178,6 +1178,16 @@ TEST_F(FusionTest, AsynchronousForm) {
   EXPECT_FALSE(Has(xla::HloOpcode::kAllReduceDone));
 }
 
+TEST_F(FusionTest, DeclinesReduceScatter) {
+  RunEntry(R"(
+    x = f32[8] parameter(0)
+    rs = f32[4] reduce-scatter(x), GROUPS, dimensions={0}, to_apply=add_f32
+    ROOT ag = f32[8] all-gather(rs), channel_id=2, replica_groups={{0,1}},
+      use_global_device_ids=true, dimensions={0}
+  )");
+  ExpectDeclined("is a reduce-scatter");
+}
+
 TEST_F(FusionTest, DeclinesControlDependencies) {
   RunEntry(R"(
     x = f32[8] parameter(0)

@@ -26,20 +26,9 @@ enum LogLevel { kDebug = 0, kInfo = 1, kWarning = 2, kError = 3 };
 struct Config {
   std::string pass_library;
   std::string xla_dir;
+  std::string dump_dir;
   int log_level = kWarning;
 };
-
-// May change while modules are compiled. Leaked, as `config` is.
-struct DumpDir {
-  std::mutex mutex;
-  std::string path;
-
-  std::string Get() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return path;
-  }
-};
-DumpDir* const dump_dir = new DumpDir;
 
 // Written once by oneshot_hook_configure(), before anything reads it. Leaked:
 // compilations may still run while static objects are destroyed.
@@ -47,6 +36,8 @@ Config* config = nullptr;
 
 // Of the last plugin that was registered.
 std::atomic<OneshotCompile> compile_kernel = nullptr;
+
+thread_local bool paused = false;
 
 __attribute__((format(printf, 2, 3))) void Log(LogLevel level,
                                                const char* format, ...) {
@@ -112,7 +103,7 @@ decltype(&OneshotRunPass) LoadPass() {
 // Returns the changed module, to be freed by the caller, or null.
 char* Transform(const char* platform, OneshotCompile compile,
                 const char* module, size_t size, size_t* out_size) {
-  if (config == nullptr || module == nullptr ||
+  if (config == nullptr || paused || module == nullptr ||
       !HasAllReduce(std::string_view(module, size))) {
     return nullptr;
   }
@@ -120,9 +111,8 @@ char* Transform(const char* platform, OneshotCompile compile,
   if (run_pass == nullptr) return nullptr;
   char* out = nullptr;
   char* message = nullptr;
-  const std::string dump_to = dump_dir->Get();
-  const int result = run_pass(platform, dump_to.c_str(), compile, module, size,
-                              &out, out_size, &message);
+  const int result = run_pass(platform, config->dump_dir.c_str(), compile,
+                              module, size, &out, out_size, &message);
   if (result < 0) {
     Log(kWarning, "a module stays with stock XLA: %s",
         message != nullptr ? message : "out of memory");
@@ -188,14 +178,9 @@ ONESHOT_EXPORT int oneshot_hook_configure(const char* pass_library,
   const std::lock_guard<std::mutex> lock(mutex);
   if (oneshot::config != nullptr) return 1;
   const oneshot::QuietLoading make_room;
-  oneshot::config = new oneshot::Config{pass_library, xla_dir, log_level};
-  oneshot_hook_set_dump_dir(dump_dir);
+  oneshot::config =
+      new oneshot::Config{pass_library, xla_dir, dump_dir, log_level};
   return 0;
-}
-
-ONESHOT_EXPORT void oneshot_hook_set_dump_dir(const char* dump_dir) {
-  const std::lock_guard<std::mutex> lock(oneshot::dump_dir->mutex);
-  oneshot::dump_dir->path = dump_dir;
 }
 
 ONESHOT_EXPORT const char* oneshot_hook_register(const void* pjrt_api,
@@ -239,3 +224,7 @@ ONESHOT_EXPORT int oneshot_hook_transform(const char* platform,
 }
 
 ONESHOT_EXPORT void oneshot_hook_free(char* buffer) { std::free(buffer); }
+
+ONESHOT_EXPORT void oneshot_hook_pause(int pause) {
+  oneshot::paused = pause != 0;
+}

@@ -26,9 +26,6 @@ extern "C" {
 int oneshot_hook_configure(const char* pass_library, const char* xla_dir,
                            const char* dump_dir, int log_level);
 
-// Sets another dump_dir, for modules that are compiled from now on.
-void oneshot_hook_set_dump_dir(const char* dump_dir);
-
 // Registers the pass with the PJRT plugin behind `pjrt_api` (const PJRT_Api*).
 // `compile` (OneshotCompile of pass_library.h) is asked for the kernel of every
 // rewrite; null: of none. Returns null, or why it could not; that string lives
@@ -41,6 +38,10 @@ const char* oneshot_hook_register(const void* pjrt_api, void* compile);
 int oneshot_hook_transform(const char* platform, const char* module,
                            size_t size, char** out, size_t* out_size);
 void oneshot_hook_free(char* buffer);
+
+// From now on leaves the modules that this thread compiles as they are, or,
+// with 0, no longer does.
+void oneshot_hook_pause(int pause);
 
 #ifdef __cplusplus
 }

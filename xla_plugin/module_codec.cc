@@ -2,6 +2,7 @@
 
 #include "xla_plugin/module_codec.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "xla/service/computation_placer.h"
 #include "xla/service/hlo.pb.h"
 #include "xla/service/hlo_module_config.h"
+#include "xla/service/hlo_verifier.h"
 #include "xla/shape.h"
 #include "xla/shape_util.h"
 #include "xla/tsl/lib/strings/proto_serialization.h"
@@ -47,13 +49,32 @@ std::string Serialized(const google::protobuf::MessageLite& message) {
   return bytes;
 }
 
+template <typename List>
+bool SameElements(const List& a, const List& b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
+}
+
+bool SamePlace(const xla::HloInstructionProto& a,
+               const xla::HloInstructionProto& b) {
+  return a.opcode() == b.opcode() &&
+         Serialized(a.shape()) == Serialized(b.shape()) &&
+         SameElements(a.operand_ids(), b.operand_ids()) &&
+         SameElements(a.control_predecessor_ids(),
+                      b.control_predecessor_ids()) &&
+         SameElements(a.called_computation_ids(), b.called_computation_ids());
+}
+
 // What of `a` differs in `b` or is missing there, computation by computation
 // and instruction by instruction; empty if nothing is. Takes both apart.
 //
 // Everything is looked up by id: the order of instructions only has to respect
 // their operands, that of computations their callers, and XLA settles on one of
 // several orders when it reads a module.
-std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b) {
+//
+// Of an instruction with fields that this version does not know, only its place
+// in the graph has to be the same: all else of it is kept as it came.
+std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b,
+                            const UnknownInstructions& unknown) {
   absl::flat_hash_map<int64_t, xla::HloComputationProto*> computations;
   absl::flat_hash_map<int64_t, const xla::HloInstructionProto*> instructions;
   for (xla::HloComputationProto& computation : *b.mutable_computations()) {
@@ -71,7 +92,9 @@ std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b) {
     for (const xla::HloInstructionProto& hlo : left.instructions()) {
       const auto it = instructions.find(hlo.id());
       if (it == instructions.end() ||
-          Serialized(hlo) != Serialized(*it->second)) {
+          !(unknown.contains(hlo.id())
+                ? SamePlace(hlo, *it->second)
+                : Serialized(hlo) == Serialized(*it->second))) {
         return hlo.name();
       }
     }
@@ -102,7 +125,8 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
     for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
       const auto* reflection = hlo.GetReflection();
       if (reflection->GetUnknownFields(hlo).empty()) continue;
-      decoded.unknown_[hlo.id()].Swap(reflection->MutableUnknownFields(&hlo));
+      decoded.unknown_[hlo.id()] = hlo;
+      reflection->MutableUnknownFields(&hlo)->Clear();
     }
   }
   const size_t size = proto.ByteSizeLong();
@@ -129,9 +153,17 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
 
   // The proof that nothing is lost, rather than a list of what could be.
   xla::HloModuleProto again = decoded.module_->ToProto();
-  if (const std::string lost = FirstDifference(proto, again); !lost.empty()) {
+  if (const std::string lost = FirstDifference(proto, again, decoded.unknown_);
+      !lost.empty()) {
     return absl::UnimplementedError(absl::StrCat(
         lost, " does not survive being read and written by this version"));
+  }
+  // Reading checks little, and the pass relies on operands being there.
+  xla::HloVerifier verifier(/*layout_sensitive=*/false,
+                            /*allow_mixed_precision=*/true);
+  if (const auto valid = verifier.Run(decoded.module()).status(); !valid.ok()) {
+    return absl::UnimplementedError(absl::StrCat(
+        "the module is not valid to this version: ", valid.message()));
   }
   return decoded;
 }
@@ -146,7 +178,12 @@ absl::StatusOr<std::string> DecodedModule::Encode() const {
     for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
       const auto it = unknown_.find(hlo.id());
       if (it == unknown_.end()) continue;
-      hlo.GetReflection()->MutableUnknownFields(&hlo)->MergeFrom(it->second);
+      // As it came, but for operands that have been replaced.
+      xla::HloInstructionProto original = it->second;
+      *original.mutable_operand_ids() = hlo.operand_ids();
+      *original.mutable_control_predecessor_ids() =
+          hlo.control_predecessor_ids();
+      hlo = std::move(original);
     }
   }
   std::string serialized;

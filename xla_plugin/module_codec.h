@@ -17,10 +17,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "google/protobuf/unknown_field_set.h"
 #include "xla/hlo/ir/hlo_module.h"
+#include "xla/service/hlo.pb.h"
 
 namespace oneshot {
+
+// Instructions with fields that this XLA does not know, as they came, by id.
+using UnknownInstructions =
+    absl::node_hash_map<int64_t, xla::HloInstructionProto>;
 
 class DecodedModule {
  public:
@@ -32,16 +36,15 @@ class DecodedModule {
   xla::HloModule* module() const { return module_.get(); }
 
   // False for an instruction with fields that this XLA does not know. Such an
-  // instruction may stay, since Encode() gives it its fields back, but nothing
-  // may be concluded from it.
+  // instruction may stay, since Encode() writes it as it came, but nothing may
+  // be concluded from it.
   bool Understands(const xla::HloInstruction* instruction) const;
 
   absl::StatusOr<std::string> Encode() const;
 
  private:
   std::unique_ptr<xla::HloModule> module_;
-  // By the instruction's unique id.
-  absl::node_hash_map<int64_t, google::protobuf::UnknownFieldSet> unknown_;
+  UnknownInstructions unknown_;
 };
 
 }  // namespace oneshot

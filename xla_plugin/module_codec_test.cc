@@ -5,10 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <random>
 #include <string>
+#include <vector>
 
 #include "xla/hlo/parser/hlo_parser.h"
 #include "xla/service/hlo.pb.h"
+#include "xla/service/hlo_verifier.h"
 #include "xla_plugin/all_reduce_epilogue_fusion.h"
 #include "xla_plugin/module_scan.h"
 
@@ -53,6 +56,51 @@ xla::HloInstructionProto* Find(xla::HloModuleProto& proto,
 void AddUnknownField(google::protobuf::Message* message) {
   message->GetReflection()->MutableUnknownFields(message)->AddLengthDelimited(
       30000, "TOTAL");
+}
+
+// Any scalar or repeated field of any message, somewhere in the module.
+void Mutate(google::protobuf::Message& message, std::mt19937& random) {
+  using google::protobuf::FieldDescriptor;
+  const auto* reflection = message.GetReflection();
+  std::vector<const FieldDescriptor*> fields;
+  reflection->ListFields(message, &fields);
+  if (fields.empty()) return;
+  const FieldDescriptor* field = fields[random() % fields.size()];
+  const bool message_field =
+      field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
+  if (field->is_repeated()) {
+    const int size = reflection->FieldSize(message, field);
+    const int at = random() % size;
+    if (message_field && random() % 8 != 0) {
+      return Mutate(*reflection->MutableRepeatedMessage(&message, field, at),
+                    random);
+    }
+    if (random() % 2) {
+      reflection->SwapElements(&message, field, at, random() % size);
+    } else {
+      reflection->RemoveLast(&message, field);
+    }
+    return;
+  }
+  if (message_field && random() % 8 != 0) {
+    return Mutate(*reflection->MutableMessage(&message, field), random);
+  }
+  const int64_t values[] = {0, -1, 1, 2, 3, 7, 1000, int64_t{1} << 40};
+  const int64_t value = values[random() % 8];
+  switch (field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT64:
+      return reflection->SetInt64(&message, field, value);
+    case FieldDescriptor::CPPTYPE_INT32:
+      return reflection->SetInt32(&message, field, static_cast<int>(value));
+    case FieldDescriptor::CPPTYPE_BOOL:
+      return reflection->SetBool(&message, field, value % 2 != 0);
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return reflection->SetEnumValue(&message, field, random() % 40);
+    case FieldDescriptor::CPPTYPE_STRING:
+      return reflection->SetString(&message, field, random() % 2 ? "" : "tanh");
+    default:
+      return reflection->ClearField(&message, field);
+  }
 }
 
 TEST(ModuleCodecTest, RoundTripLosesNothing) {
@@ -166,6 +214,38 @@ TEST(ModuleCodecTest, TakesCountsFromTheDeviceAssignment) {
   ASSERT_TRUE(decoded.ok()) << decoded.status();
   AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda);
   EXPECT_TRUE(pass.Run(decoded->module()).value()) << pass.report().ToText();
+}
+
+// What could reach the pass from a version of XLA that writes something else:
+// fields that are changed, dropped, doubled or swapped. It must end in an error
+// or in a module that XLA verifies.
+TEST(ModuleCodecTest, SurvivesMutatedModules) {
+  std::mt19937 random(0);
+  const xla::HloModuleProto original = Proto();
+  int decoded_ok = 0;
+  int fired = 0;
+  constexpr int kMutations = 3000;
+  for (int i = 0; i < kMutations; ++i) {
+    xla::HloModuleProto proto = original;
+    for (int m = random() % 3; m >= 0; --m) Mutate(proto, random);
+    auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+    if (!decoded.ok()) continue;
+    ++decoded_ok;
+    AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda,
+                                 [&](const xla::HloInstruction* hlo) {
+                                   return decoded->Understands(hlo);
+                                 });
+    const auto changed = pass.Run(decoded->module());
+    if (!changed.ok() || !*changed) continue;
+    ++fired;
+    xla::HloVerifier verifier(/*layout_sensitive=*/false,
+                              /*allow_mixed_precision=*/true);
+    if (!verifier.Run(decoded->module()).ok()) continue;  // not handed to XLA
+    EXPECT_TRUE(decoded->Encode().ok());
+  }
+  // Some mutations do no harm; then everything has to go on as usual.
+  EXPECT_GT(decoded_ok, kMutations / 20);
+  EXPECT_GT(fired, kMutations / 50);
 }
 
 TEST(ModuleScanTest, FindsAllReducesOnly) {

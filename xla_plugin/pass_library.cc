@@ -11,6 +11,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -18,9 +19,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
+#include "xla/hlo/ir/hlo_module.h"
+#include "xla/hlo/parser/hlo_parser.h"
 #include "xla/service/hlo.pb.h"
 #include "xla/service/hlo_verifier.h"
 #include "xla_plugin/all_reduce_epilogue_fusion.h"
@@ -183,4 +187,50 @@ extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
     *message = oneshot::Copy(error.what());
     return -1;
   }
+}
+
+namespace oneshot {
+namespace {
+
+// A serialized HloModuleProto from any form that XLA writes modules in.
+absl::StatusOr<std::string> ReadModule(absl::string_view data) {
+  constexpr absl::string_view kText = "HloModule ";
+  if (absl::StartsWith(absl::StripLeadingAsciiWhitespace(data), kText)) {
+    TF_ASSIGN_OR_RETURN(const std::unique_ptr<xla::HloModule> module,
+                        xla::ParseAndReturnUnverifiedModule(data));
+    return module->ToProto().SerializeAsString();
+  }
+  xla::HloProto dumped;
+  if (dumped.ParseFromArray(data.data(), static_cast<int>(data.size())) &&
+      dumped.hlo_module().computations_size() > 0) {
+    return dumped.hlo_module().SerializeAsString();
+  }
+  xla::HloModuleProto bare;
+  if (bare.ParseFromArray(data.data(), static_cast<int>(data.size())) &&
+      bare.computations_size() > 0) {
+    return std::string(data);
+  }
+  return absl::InvalidArgumentError(
+      "neither HLO text nor a serialized HLO module");
+}
+
+}  // namespace
+}  // namespace oneshot
+
+extern "C" __attribute__((visibility("default"))) int OneshotExplain(
+    const char* platform, const char* dump_dir, OneshotCompile compile,
+    const char* module, size_t size, char** message) {
+  *message = nullptr;
+  try {
+    auto read = oneshot::ReadModule({module, size});
+    absl::Status status = read.status();
+    if (status.ok()) {
+      status = oneshot::RunPass(platform, dump_dir, compile, *read).status();
+    }
+    if (status.ok()) return 0;
+    *message = oneshot::Copy(std::string(status.message()));
+  } catch (const std::exception& error) {
+    *message = oneshot::Copy(error.what());
+  }
+  return -1;
 }

@@ -29,6 +29,14 @@ int OneshotRunPass(const char* platform, const char* dump_dir,
                    OneshotCompile compile, const char* module, size_t size,
                    char** out, size_t* out_size, char** message);
 
+// Runs the pass on a module for the sake of its dump: HLO text, a serialized
+// HloModuleProto, or one of the HloProtos that XLA dumps. The other arguments
+// are those of OneshotRunPass. Returns 0, or -1 with a malloc'ed reason in
+// *message. Re-entrant.
+int OneshotExplain(const char* platform, const char* dump_dir,
+                   OneshotCompile compile, const char* module, size_t size,
+                   char** message);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one place that decides whether a rewrite that is correct is also wanted.
+//
+// The rule: it is, for groups of 2 to 8 ranks, as long as what a rank sends to
+// all its peers together is no more than 8 MiB. The epilogue does not matter:
+// whatever it holds would otherwise be another kernel, or a part of one that
+// has to read the sum again.
 
 #ifndef ONESHOT_XLA_PLUGIN_PROFIT_H_
 #define ONESHOT_XLA_PLUGIN_PROFIT_H_

@@ -5,9 +5,12 @@ Set ONESHOT=1 and run the program; nothing has to be imported. `enable` is for p
 set an environment variable.
 """
 
-from oneshot.explain import Explanation as Explanation
-from oneshot.explain import explain as explain
+from typing import TYPE_CHECKING, Any
+
 from oneshot.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from oneshot.explanation import Explanation
 
 
 def enable() -> None:
@@ -27,6 +30,19 @@ def enable() -> None:
     if not hook.is_enabled():
         hook.enable(config.read())
         jax.clear_caches()
+
+
+def explain(jitted: Any, *args: Any, **kwargs: Any) -> "Explanation":
+    """Says what Oneshot does to each all-reduce of a jitted function, whether it is on or not.
+
+    Compiles it for these arguments, without running it. Print the result, or iterate over it.
+
+    Raises:
+      oneshot.explanation.ExplainError: the pass can't be loaded, or does not understand the module.
+    """
+    from oneshot.explanation import explain as explain_function
+
+    return explain_function(jitted, *args, **kwargs)
 
 
 def is_enabled() -> bool:

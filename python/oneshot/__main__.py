@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m oneshot run`, `report`, `doctor` and `bench`."""
+"""Command line: `run`, `doctor`, `explain`, `report`, `bench` and `install-xla`."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 
 import oneshot
-from oneshot import bench, config, doctor, hook, report
+from oneshot import bench, config, doctor, explanation, hook, page, report, xla_wheel
+
+
+def _fail(error: object) -> int:
+    print(f"oneshot: {error}", file=sys.stderr)
+    return 2
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -18,16 +23,14 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         oneshot.enable()
     except (config.ConfigError, hook.UnavailableError) as error:
-        print(f"oneshot: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
     program, *rest = arguments.program
     if arguments.module:
         sys.argv = [program, *rest]
         sys.path[0] = os.getcwd()
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     elif not Path(program).is_file():
-        print(f"oneshot: no such file: {program}", file=sys.stderr)
-        return 2
+        return _fail(f"no such file: {program}")
     else:
         sys.argv = [program, *rest]
         sys.path[0] = str(Path(program).resolve().parent)
@@ -35,12 +38,30 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    checks = doctor.examine()
+    print(doctor.to_json(checks) if arguments.json else doctor.to_text(checks))
+    return 1 if any(check.status == doctor.PROBLEM for check in checks) else 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    try:
+        found = explanation.explain_file(arguments.file, arguments.platform)
+        if arguments.html:
+            arguments.html.write_text(found.html())
+    except (config.ConfigError, explanation.ExplainError, OSError) as error:
+        return _fail(error)
+    print(found)
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     try:
         modules = report.load(arguments.directory)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"oneshot: {error}", file=sys.stderr)
-        return 2
+        if arguments.html:
+            arguments.html.write_text(page.write(modules))
+    except (OSError, ValueError) as error:
+        return _fail(error)
     for module in modules:
         print(module.text, end="")
     total = sum(len(module.all_reduces) for module in modules)
@@ -49,27 +70,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    findings = doctor.examine()
-    if arguments.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
-    else:
-        width = max(len(finding.what) for finding in findings)
-        for finding in findings:
-            advice = f" -> {finding.advice}" if finding.advice else ""
-            print(f"{finding.state:<7}  {finding.what:<{width}}  {finding.text}{advice}")
-    return int(any(finding.state == "problem" for finding in findings))
-
-
 def _bench(arguments: argparse.Namespace) -> int:
     from oneshot.bench.models import MODELS
 
     names = arguments.models or ["op", *MODELS]
     if unknown := [name for name in names if name not in ("op", *MODELS)]:
-        print(
-            f"oneshot: no model {unknown[0]!r}; there are op, {', '.join(MODELS)}", file=sys.stderr
-        )
-        return 2
+        return _fail(f"no model {unknown[0]!r}; there are op, {', '.join(MODELS)}")
     cases = [
         bench.Case(model, batch, loop)
         for model in names
@@ -90,11 +96,20 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _install_xla(arguments: argparse.Namespace) -> int:
+    try:
+        print(f"XLA's libraries are in {xla_wheel.install(arguments.wheel)}")
+    except xla_wheel.InstallError as error:
+        return _fail(error)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-      The exit code: 2 for bad usage or a machine that Oneshot can't run on.
+      The exit code: 2 for bad usage or a machine that Oneshot can't run on; of `doctor` 1 if there
+      is a problem.
     """
     parser = argparse.ArgumentParser(prog="oneshot", description=oneshot.__doc__)
     parser.add_argument("--version", action="version", version=oneshot.__version__)
@@ -105,13 +120,21 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("program", nargs=argparse.REMAINDER, help="a script and its arguments")
     run.set_defaults(function=_run)
 
+    check = commands.add_parser("doctor", help="say whether Oneshot can run here, and if not why")
+    check.add_argument("--json", action="store_true", help="for programs")
+    check.set_defaults(function=_doctor)
+
+    page_help = "write a page with the HLO around each all-reduce"
+    why = commands.add_parser("explain", help="say what becomes of the all-reduces of an HLO file")
+    why.add_argument("file", type=Path, help="HLO text, or a module that XLA has serialized")
+    why.add_argument("--platform", choices=["CUDA", "Host"], default="CUDA")
+    why.add_argument("--html", type=Path, metavar="FILE", help=page_help)
+    why.set_defaults(function=_explain)
+
     show = commands.add_parser("report", help="print what was rewritten, and what was not and why")
     show.add_argument("directory", help="what ONESHOT_DUMP_TO named")
+    show.add_argument("--html", type=Path, metavar="FILE", help=page_help)
     show.set_defaults(function=_report)
-
-    health = commands.add_parser("doctor", help="say what is missing on this machine, if anything")
-    health.add_argument("--json", action="store_true", help="for programs")
-    health.set_defaults(function=_doctor)
 
     measure = commands.add_parser("bench", help="time decode steps with and without Oneshot")
     measure.add_argument(
@@ -126,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
     measure.add_argument("--rounds", type=int, default=11, help="samples of each arm")
     measure.add_argument("--json", type=Path, help="file to add every sample to")
     measure.set_defaults(function=_bench)
+
+    xla = commands.add_parser("install-xla", help="fetch XLA's libraries, without TensorFlow")
+    xla.add_argument("--wheel", type=Path, metavar="FILE", help="a wheel that is already here")
+    xla.set_defaults(function=_install_xla)
 
     arguments = parser.parse_args(argv)
     if arguments.function is _run and not arguments.program:

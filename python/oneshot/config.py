@@ -15,6 +15,15 @@ LIBRARIES = Path(__file__).parent / "lib"
 XLA_LIBRARIES = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
 """XLA, as the tensorflow wheels ship it; see `find_xla`."""
 
+XLA_VERSION = "2.21.0"
+"""Of the tensorflow wheel: the pass fits no other."""
+
+XLA_MISSING = (
+    "XLA's libraries are missing: run `python -m oneshot install-xla`, or name the directory that "
+    "holds them in ONESHOT_XLA_DIR"
+)
+"""What to say where `find_xla` finds nothing."""
+
 _SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -118,20 +127,28 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
     )
 
 
+def xla_home() -> Path:
+    """The directory of the user's own copy of XLA's libraries, shared by all environments."""
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "oneshot" / f"xla-{XLA_VERSION}"
+
+
 def find_xla(config: Config) -> Path | None:
     """Finds the directory with XLA's libraries.
 
-    Looks at ONESHOT_XLA_DIR, then in the package, then for an installed tensorflow distribution,
-    which is located but never imported.
+    Looks at ONESHOT_XLA_DIR, then in the package, then where `python -m oneshot install-xla` puts
+    them, then for an installed tensorflow distribution, which is located but never imported.
 
     Returns:
       The directory, or None when there is none.
     """
-    candidates = [config.xla_dir, LIBRARIES / "xla"]
+    candidates = [config.xla_dir, LIBRARIES / "xla", xla_home()]
     for name in ("tensorflow-cpu", "tensorflow"):
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
+            continue
+        if distribution.version != XLA_VERSION:
             continue
         candidates.append(Path(str(distribution.locate_file("tensorflow"))))
     for directory in candidates:

@@ -1,43 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m oneshot doctor`: what Oneshot needs, whether it is there, and what to do if not."""
+"""Looks at everything that Oneshot needs, and says what is missing and what to do about it.
+
+Makes no backend: JAX's plugins are only opened. Where there are GPUs it times copies between them,
+so it should run while nothing else does.
+"""
 
 import ctypes
 import importlib.metadata
+import json
 import os
-import sys
+import platform
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from oneshot import config, hook
+from oneshot import config as config_lib
+from oneshot import explanation, hook
+from oneshot.version import __version__
+
+OK = "ok"
+NOTE = "note"
+PROBLEM = "PROBLEM"
+"""Keeps Oneshot off."""
+
+_OLDEST_JAX = (0, 11, 2)
+_XLA_TRANSFORM = 24  # type of the PJRT extension
+_NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
+class Check:
+    """What one look has found.
 
     Attributes:
-      what: its name.
-      state: "ok", "problem" (keeps Oneshot off) or "note".
-      text: what was found.
-      advice: what to do about a problem.
+      name: what was looked at.
+      status: OK, NOTE (fine, but worth knowing) or PROBLEM.
+      text: what is there.
+      advice: what to do about it; empty if nothing.
+      lines: more, for people.
+      data: more, for programs.
     """
 
-    what: str
-    state: str
+    name: str
+    status: str
     text: str
     advice: str = ""
+    lines: tuple[str, ...] = ()
+    data: Any = field(default=None)
 
 
-def examine() -> list[Finding]:
-    """Looks at everything. Starts no backend of JAX and makes no context on a GPU."""
-    findings: list[Finding] = []
-    for check in (_python, _jax, _plugins, _libraries, _xla, _gpus, _nvrtc, _environment, _cache):
+def examine() -> list[Check]:
+    """Runs all checks. What goes wrong in one is its finding; the others go on."""
+    gpus = gpu_facts()
+    checks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("python", _python),
+        ("jax", _jax),
+        ("plugin", lambda: _plugins(has_driver=bool(gpus.get("driver")))),
+        ("oneshot", _own_libraries),
+        ("XLA", _xla),
+        ("GPU", lambda: _gpus(gpus)),
+        ("NVRTC", lambda: _nvrtc(has_driver=bool(gpus.get("driver")))),
+        ("cache", _cache),
+        ("environment", _environment),
+    ]
+    found = []
+    for name, check in checks:
         try:
-            findings += check()
-        except Exception as error:
-            name = check.__name__.strip("_")
-            findings.append(Finding(name, "problem", f"can't be looked at: {error!r}"))
-    return findings
+            found += check()
+        except Exception as error:  # a diagnosis that stops half-way helps nobody
+            found.append(Check(name, PROBLEM, f"{type(error).__name__}: {error}"))
+    return found
+
+
+def to_text(checks: list[Check]) -> str:
+    """One line for each check, and a last one that sums up."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:8}{check.name:{width}}  {check.text}")
+        indent = " " * (8 + width + 2)
+        lines += [indent + line for line in check.lines]
+        if check.advice:
+            lines.append(f"{indent}-> {check.advice}")
+    problems = sum(check.status == PROBLEM for check in checks)
+    lines.append(f"{problems} problem{'s' * (problems != 1)}" if problems else "all is well")
+    return "\n".join(lines)
+
+
+def to_json(checks: list[Check]) -> str:
+    """The same for programs."""
+    healthy = not any(check.status == PROBLEM for check in checks)
+    return json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=1)
+
+
+def gpu_facts() -> dict[str, Any]:
+    """What liboneshot_cuda.so says about the GPUs; with the reason in `error` if it can't."""
+    try:
+        library = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
+        library.oneshot_gpu_doctor.restype = ctypes.c_void_p
+        text = ctypes.c_void_p(library.oneshot_gpu_doctor())
+        facts = json.loads(explanation.take_string(text))
+        library.oneshot_gpu_probe.restype = ctypes.c_char_p
+        reason = library.oneshot_gpu_probe(2) if facts["driver"] else None
+        return facts | {"why_not": reason.decode() if reason else ""}
+    except (OSError, AttributeError) as error:
+        return {"error": f"liboneshot_cuda.so: {error}"}
 
 
 def _version(name: str) -> str | None:
@@ -47,135 +117,228 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _python() -> Iterator[Finding]:
-    # An older one has not come as far as here.
-    yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+def _python() -> Iterator[Check]:
+    text = f"{platform.python_version()}, {platform.platform(terse=True)}"
+    yield Check("python", OK, text, data={"python": platform.python_version()})
 
 
-def _jax() -> Iterator[Finding]:
+def _jax() -> Iterator[Check]:
     for name in ("jax", "jaxlib"):
         version = _version(name)
         if version is None:
-            yield Finding(name, "problem", "not installed", f"pip install {name}==0.11.2")
-        elif tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < (0, 11, 2):
-            yield Finding(name, "problem", version, "has no compiler hook: use 0.11.2 or later")
+            yield Check(name, PROBLEM, "not installed", "pip install 'jax[cuda13]'")
+        elif tuple(map(int, re.findall(r"\d+", version)[:3])) < _OLDEST_JAX:
+            oldest = ".".join(map(str, _OLDEST_JAX))
+            advice = f"pip install --upgrade 'jax[cuda13]>={oldest}'"
+            yield Check(name, PROBLEM, f"{version} has no hook for passes", advice)
         else:
-            yield Finding(name, "ok", version)
-    missing = hook.missing_names()
-    if missing:
-        yield Finding("jax's interfaces", "problem", f"{missing} is gone", "use jax 0.11.2")
-    else:
-        yield Finding("jax's interfaces", "ok", "all that Oneshot uses are there")
+            yield Check(name, OK, version)
+    if missing := hook.missing_names():
+        advice = "install the jax that this version of Oneshot is made for"
+        yield Check("interfaces", PROBLEM, f"JAX's {missing} is gone", advice)
 
 
-def _plugins() -> Iterator[Finding]:
-    found = [
-        f"{distribution.name} {distribution.version}"
-        for distribution in importlib.metadata.distributions()
-        if (distribution.name or "").startswith("jax-cuda") and "plugin" in distribution.name
-    ]
-    text = ", ".join(sorted(found))
-    if text:
-        yield Finding("CUDA plugin", "ok", text)
-    else:
-        yield Finding("CUDA plugin", "note", "not installed: CPU emulation only")
+class _Extension(ctypes.Structure):
+    _fields_ = (("size", ctypes.c_size_t), ("type", ctypes.c_int), ("next", ctypes.c_void_p))
 
 
-def _libraries() -> Iterator[Finding]:
-    for name in ("hook", "host", "cuda"):
-        file = config.LIBRARIES / f"liboneshot_{name}.so"
-        try:
-            ctypes.CDLL(str(file))
-        except OSError as error:
-            yield Finding(file.name, "problem", str(error), "reinstall Oneshot")
-        else:
-            yield Finding(file.name, "ok", f"{file.stat().st_size / 2**20:.1f} MiB")
-
-
-def _xla() -> Iterator[Finding]:
-    directory = config.find_xla(config.read())
-    if directory is None:
-        advice = "pip install --no-deps tensorflow-cpu==2.21.0, or set ONESHOT_XLA_DIR"
-        yield Finding("XLA's libraries", "problem", "not found", advice)
-        return
-    size = sum((directory / name).stat().st_size for name in config.XLA_LIBRARIES)
-    yield Finding("XLA's libraries", "ok", f"{directory}, {size / 2**20:.0f} MiB")
-
-
-def _gpus() -> Iterator[Finding]:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        yield Finding("NVIDIA driver", "note", "none: CPU emulation only")
-        return
-    version, count = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        yield Finding("NVIDIA driver", "problem", "does not start", "see nvidia-smi")
-        return
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    yield Finding(
-        "NVIDIA driver", "ok", f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+class _Api(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("extensions", ctypes.c_void_p),
+        ("version_size", ctypes.c_size_t),
+        ("version_extensions", ctypes.c_void_p),
+        ("major", ctypes.c_int),
+        ("minor", ctypes.c_int),
     )
-    name, major, minor = ctypes.create_string_buffer(96), ctypes.c_int(), ctypes.c_int()
-    for i in range(count.value):
-        driver.cuDeviceGetName(name, len(name), i)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, i)
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, i)
-        text = f"{name.value.decode()}, compute capability {major.value}.{minor.value}"
-        old = major.value < 8
-        advice = "needs 8.0 or later" if old else ""
-        yield Finding(f"GPU {i}", "problem" if old else "ok", text, advice)
-    yield from _peers(driver.cuDeviceCanAccessPeer, count.value)
 
 
-def _peers(can_access: Callable[..., int], count: int) -> Iterator[Finding]:
-    possible = ctypes.c_int()
-    if count < 2:
-        yield Finding("peer access", "note", "there is one GPU: nothing to reduce with")
-        return
-    refused = []
-    for i in range(count):
-        for j in range(count):
-            if i != j and (can_access(ctypes.byref(possible), i, j) or not possible.value):
-                refused.append(f"{i} to {j}")
-    if refused:
-        advice = "needs NVLink between the GPUs of a group: see nvidia-smi topo -m"
-        yield Finding("peer access", "problem", f"none from {', '.join(refused)}", advice)
-    else:
-        yield Finding("peer access", "ok", f"between all {count} GPUs")
-
-
-def _nvrtc() -> Iterator[Finding]:
-    directory = config.find_nvrtc()
-    if directory is not None:
-        yield Finding("NVRTC", "ok", str(directory))
-        return
-    for name in ("libnvrtc.so.13", "libnvrtc.so.12"):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        yield Finding("NVRTC", "ok", name)
-        return
-    yield Finding("NVRTC", "note", "not found: needed on GPUs; pip install nvidia-cuda-nvrtc")
-
-
-def _environment() -> Iterator[Finding]:
+def plugin_files() -> list[Path]:
+    """The PJRT plugins in the `jax_plugins` package, where JAX's own are."""
     try:
-        config.read()
-    except config.ConfigError as error:
-        yield Finding("ONESHOT_*", "problem", str(error), "unset or correct it")
+        import jax_plugins
+    except ImportError:
+        return []
+    return sorted(so for path in jax_plugins.__path__ for so in Path(path).glob("*/*plugin.so"))
+
+
+def _plugins(has_driver: bool) -> Iterator[Check]:
+    import jaxlib._xla
+
+    if hasattr(jaxlib._xla, "register_xla_transform"):
+        yield Check("plugin cpu", OK, "part of jaxlib, takes passes")
+    else:
+        yield Check("plugin cpu", PROBLEM, "this jaxlib takes no passes", "install another jaxlib")
+    files = plugin_files()
+    for file in files:
+        yield _plugin(file)
+    if has_driver and not files:
+        advice = "pip install 'jax[cuda13]'"
+        yield Check("plugin cuda", PROBLEM, "JAX has no CUDA plugin and runs on CPU", advice)
+    versions = {
+        distribution.name: distribution.version
+        for distribution in importlib.metadata.distributions()
+        if (distribution.name or "").startswith("jax-cuda")
+    }
+    if versions:
+        text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        if set(versions.values()) == {_version("jaxlib")}:
+            yield Check("packages", OK, text)
+        else:
+            yield Check("packages", NOTE, text, "use the versions that fit jaxlib")
+
+
+def _plugin(file: Path) -> Check:
+    name = f"plugin {file.parent.name}"
+    try:
+        get = ctypes.CDLL(str(file)).GetPjrtApi
+    except (OSError, AttributeError) as error:
+        return Check(name, PROBLEM, f"can't be opened: {error}", "reinstall 'jax[cuda13]'")
+    get.restype = ctypes.POINTER(_Api)
+    api = get().contents
+    text = f"PJRT {api.major}.{api.minor}, {file}"
+    address = api.extensions
+    while address:
+        extension = _Extension.from_address(address)
+        if extension.type == _XLA_TRANSFORM:
+            return Check(name, OK, f"{text}, takes passes")
+        address = extension.next
+    oldest = ".".join(map(str, _OLDEST_JAX))
+    advice = f"install the plugin of jax {oldest} or later"
+    return Check(name, PROBLEM, f"{text} has no XlaTransform extension", advice)
+
+
+def _own_libraries() -> Iterator[Check]:
+    directory = config_lib.LIBRARIES
+    for name in ("liboneshot_hook.so", "liboneshot_host.so", "liboneshot_cuda.so"):
+        try:
+            ctypes.CDLL(str(directory / name))
+        except OSError as error:
+            yield Check("oneshot", PROBLEM, str(error), "reinstall oneshot")
+            return
+    points = importlib.metadata.entry_points(group="jax_plugins", name="oneshot")
+    if not points:
+        text = "JAX won't find it: there is no entry point `oneshot` in the group jax_plugins"
+        yield Check("oneshot", PROBLEM, text, "install the wheel; a copy of its files won't do")
         return
-    values = " ".join(f"{n}={v}" for n, v in sorted(os.environ.items()) if n.startswith("ONESHOT"))
-    yield Finding("ONESHOT_*", "ok", values or "none set: Oneshot is off")
+    yield Check("oneshot", OK, f"{__version__}, {directory}")
+
+
+def _xla() -> Iterator[Check]:
+    try:
+        found = config_lib.find_xla(config_lib.read())
+    except config_lib.ConfigError:
+        return  # the environment is a check of its own
+    if found is None:
+        yield Check("XLA", PROBLEM, "libraries not found", "python -m oneshot install-xla")
+        return
+    size = sum((found / name).stat().st_size for name in config_lib.XLA_LIBRARIES)
+    text = f"{found}, {size / 1e6:.0f} MB"
+    try:
+        explanation.load_pass()
+    except explanation.ExplainError as error:
+        advice = "python -m oneshot install-xla, and unset ONESHOT_XLA_DIR"
+        yield Check("XLA", PROBLEM, f"{text}: {error}", advice)
+    else:
+        yield Check("XLA", OK, f"{text}, the pass loads")
+
+
+def _gpus(facts: dict[str, Any]) -> Iterator[Check]:
+    if facts.get("error") == "no NVIDIA driver":
+        yield Check("GPU", NOTE, "no NVIDIA driver: CPU emulation only")
+        return
+    if facts["error"]:
+        yield Check("GPU", PROBLEM, facts["error"], "look at nvidia-smi and at dmesg")
+        return
+    kernel = re.search(
+        r"\d+\.\d+(\.\d+)?", _DRIVER_FILE.read_text() if _DRIVER_FILE.exists() else ""
+    )
+    driver = f"{kernel[0]}, " if kernel else ""
+    versions = [f"{facts[key] // 1000}.{facts[key] % 1000 // 10}" for key in ("driver", "runtime")]
+    text = f"{driver}up to CUDA {versions[0]}; built with {versions[1]}"
+    yield Check("driver", OK, text, data={key: facts[key] for key in ("driver", "runtime")})
+    devices = facts["devices"]
+    lines = tuple(
+        f"{i}: {device['name']}, compute capability {device['compute_capability']}, "
+        f"{device['bytes'] / 2**30:.0f} GiB"
+        for i, device in enumerate(devices)
+    )
+    text = f"{len(devices)} visible"
+    if facts["why_not"]:
+        advice = "stock XLA runs; see docs/troubleshooting.md"
+        yield Check("GPU", PROBLEM, f"{text}: {facts['why_not']}", advice, lines, devices)
+    else:
+        yield Check("GPU", OK, text, lines=lines, data=devices)
+    if facts["links"]:
+        yield _links(facts["links"], len(devices))
+
+
+def _links(links: list[dict[str, Any]], count: int) -> Check:
+    cells = {(link["from"], link["to"]): link for link in links}
+
+    def table(title: str, cell: Callable[[dict[str, Any]], str]) -> Iterator[str]:
+        yield f"{title:24}" + "".join(f"{f'to {j}':>9}" for j in range(count))
+        for i in range(count):
+            row = (cell(cells[i, j]) if (i, j) in cells else "" for j in range(count))
+            yield f"  {f'from {i}':22}" + "".join(f"{text:>9}" for text in row)
+
+    lines = [
+        *table("copy of 16 bytes, us", lambda link: f"{link['microseconds']:.1f}"),
+        *table("copy of 64 MiB, GB/s", lambda link: f"{link['gigabytes_per_second']:.0f}"),
+    ]
+    names = [f"{link['from']} to {link['to']}" for link in links if not link["peer_access"]]
+    errors = {link["error"] for link in links if link["error"]}
+    if names or errors:
+        parts = [f"no peer access from {', '.join(names)}"] if names else []
+        advice = "NVLink, or a PCIe system without ACS; in a container: all GPUs in one"
+        return Check("links", PROBLEM, "; ".join([*parts, *errors]), advice, tuple(lines), links)
+    return Check("links", OK, "each GPU reaches each other", lines=tuple(lines), data=links)
+
+
+def _nvrtc(has_driver: bool) -> Iterator[Check]:
+    found = config_lib.find_nvrtc() or next(filter(_loads, _NVRTC), None)
+    if found:
+        yield Check("NVRTC", OK, str(found))
+    elif has_driver:
+        advice = "pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
+        yield Check("NVRTC", PROBLEM, "not found", advice)
+    else:
+        yield Check("NVRTC", NOTE, "not found; only GPUs need it")
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _cache() -> Iterator[Check]:
+    import jax
+
+    directory = jax.config.jax_compilation_cache_dir
+    if not directory or not jax.config.jax_enable_compilation_cache:
+        yield Check("cache", OK, "JAX's persistent compilation cache is off")
+        return
+    text = f"{directory}; programs with and without Oneshot are kept apart"
+    yield Check("cache", OK, text)
+
+
+def _environment() -> Iterator[Check]:
+    variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith("ONESHOT")}
+    text = " ".join(f"{k}={v}" for k, v in variables.items()) or "no ONESHOT variables"
+    try:
+        enabled = config_lib.read().enabled
+    except config_lib.ConfigError as error:
+        first, *rest = str(error).splitlines()
+        yield Check("environment", PROBLEM, first, lines=tuple(rest))
+        return
+    status, advice = (OK, "") if enabled else (NOTE, "ONESHOT=1 switches it on")
+    yield Check("environment", status, text, advice, data=variables)
     flags = os.environ.get("XLA_FLAGS", "")
     if hook.CONCURRENT in flags.upper():
-        yield Finding("XLA_FLAGS", "problem", flags, "remove concurrent command buffers")
+        advice = "remove --xla_gpu_command_buffer_scheduling_mode"
+        yield Check("XLA_FLAGS", PROBLEM, "asks for concurrent command buffers", advice)
     elif flags:
-        yield Finding("XLA_FLAGS", "note", flags)
-
-
-def _cache() -> Iterator[Finding]:
-    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    text = f"{directory}; its keys tell programs with Oneshot apart" if directory else "off"
-    yield Finding("compilation cache", "ok", text)
+        yield Check("XLA_FLAGS", OK, flags)

@@ -11,11 +11,13 @@ off:
 * `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +107,7 @@ def _register(config: config_lib.Config) -> None:
 
     xla_dir = config_lib.find_xla(config)
     if xla_dir is None:
-        raise UnavailableError(
-            "XLA's libraries are missing: install tensorflow-cpu==2.21.0 (with --no-deps; it is "
-            "never imported), or name the directory that holds "
-            f"{' and '.join(config_lib.XLA_LIBRARIES)} in ONESHOT_XLA_DIR"
-        )
+        raise UnavailableError(config_lib.XLA_MISSING)
     pass_library = config_lib.LIBRARIES / "liboneshot_pass.so"
     hook = _load_hook()
     hook.oneshot_hook_configure(
@@ -164,16 +162,22 @@ def _load_hook() -> ctypes.CDLL:
         ctypes.POINTER(ctypes.c_void_p),
         ctypes.POINTER(ctypes.c_size_t),
     ]
-    hook.oneshot_hook_set_dump_dir.argtypes = [text]
-    hook.oneshot_hook_set_dump_dir.restype = None
     hook.oneshot_hook_free.argtypes = [ctypes.c_void_p]
     hook.oneshot_hook_free.restype = None
+    hook.oneshot_hook_pause.argtypes = [ctypes.c_int]
+    hook.oneshot_hook_pause.restype = None
     return hook
 
 
-def set_dump_dir(directory: Path | None) -> None:
-    """Sets where HLO and reports of modules that are compiled from now on go; None for nowhere."""
-    _load_hook().oneshot_hook_set_dump_dir(os.fsencode(directory or ""))
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Leaves the modules that this thread compiles meanwhile as they are."""
+    hook = _load_hook()
+    hook.oneshot_hook_pause(1)
+    try:
+        yield
+    finally:
+        hook.oneshot_hook_pause(0)
 
 
 def _fingerprint() -> str:
@@ -255,11 +259,8 @@ def _register_cuda(
         platform="CUDA",
         traits=_COMMAND_BUFFER_COMPATIBLE,
     )
-    handlers = _load_gpu()
-    handlers.oneshot_gpu_set_nvrtc(os.fsencode(config_lib.find_nvrtc() or ""))
-    handlers.oneshot_gpu_set_timeout(config.timeout)
-    compile_kernel = ctypes.cast(handlers.oneshot_gpu_compile, ctypes.c_void_p)
-    error = hook.oneshot_hook_register(_pjrt_api(c_api), compile_kernel)
+    _load_gpu().oneshot_gpu_set_timeout(config.timeout)
+    error = hook.oneshot_hook_register(_pjrt_api(c_api), kernel_compiler())
     return error.decode() if error else None
 
 
@@ -304,6 +305,13 @@ def _load_gpu() -> ctypes.CDLL:
     handlers.oneshot_gpu_set_nvrtc.argtypes = [ctypes.c_char_p]
     handlers.oneshot_gpu_set_nvrtc.restype = None
     return handlers
+
+
+def kernel_compiler() -> ctypes.c_void_p:
+    """Returns the C function that the pass has kernels compiled by (OneshotCompile)."""
+    handlers = _load_gpu()
+    handlers.oneshot_gpu_set_nvrtc(os.fsencode(config_lib.find_nvrtc() or ""))
+    return ctypes.cast(handlers.oneshot_gpu_compile, ctypes.c_void_p)
 
 
 def _processes() -> int:

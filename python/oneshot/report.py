@@ -6,22 +6,28 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_SUFFIX = ".report.json"
+
 
 @dataclass(frozen=True)
 class Stop:
-    """An instruction behind a fused epilogue.
+    """An instruction at the edge of a match: looked at, and not absorbed.
 
     Attributes:
       instruction: its HLO name.
       opcode: its HLO opcode.
       source: "file:line", or empty.
-      reason: why it is not part of the epilogue.
+      reason: why it was not absorbed.
     """
 
     instruction: str
     opcode: str
     source: str
     reason: str
+
+    def __str__(self) -> str:
+        where = f" ({self.source})" if self.source else ""
+        return f"stopped at {self.opcode} {self.instruction}{where}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class AllReduce:
       epilogue: what was fused into it, e.g. "residual+rms_norm".
       reason: why it was left alone; empty if it was replaced.
       custom_call: HLO name of the replacement.
-      program: what the replacement computes; empty if it was left alone.
-      stopped: the instructions behind the matched epilogue that are not part of it.
+      program: what the replacement computes, as its attribute `program` says it.
+      stopped: where the match ended, and why there.
     """
 
     name: str
@@ -55,6 +61,15 @@ class AllReduce:
     custom_call: str
     program: str
     stopped: tuple[Stop, ...]
+
+    def __str__(self) -> str:
+        head = f"{self.name}  {self.shape}"
+        if self.group_size:
+            head += f", {self.bytes} bytes over {self.group_size} ranks"
+        what = f"fused: {self.epilogue}" if self.fired else f"left alone: {self.reason}"
+        where = "  ".join(filter(None, (self.site, self.source)))
+        lines = [f"{head}  {what}", f"    {where}" if where else ""]
+        return "\n".join([*filter(None, lines), *(f"    {stop}" for stop in self.stopped)])
 
 
 @dataclass(frozen=True)
@@ -96,21 +111,21 @@ class Module:
         return self._sibling(".report.txt").read_text()
 
     def _sibling(self, suffix: str) -> Path:
-        return self.path.with_name(self.path.name.removesuffix(".report.json") + suffix)
+        return self.path.with_name(self.path.name.removesuffix(_SUFFIX) + suffix)
 
 
 def load(directory: Path | str) -> list[Module]:
-    """Reads all reports of a dump directory, in the order of compilation.
+    """Reads all reports of a dump directory, by process and in the order of compilation.
 
     Raises:
       FileNotFoundError: the directory does not exist.
-      ValueError: a file is no report, or of a later version.
+      ValueError: a file is no report, or of another version.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no directory")
     modules = []
-    for path in sorted(directory.glob("*.report.json"), key=_order):
+    for path in sorted(directory.glob(f"*{_SUFFIX}"), key=_order):
         try:
             modules.append(_module(path))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -118,9 +133,10 @@ def load(directory: Path | str) -> list[Module]:
     return modules
 
 
-def _order(path: Path) -> tuple[list[int], str]:
-    """By the numbers of process and module, as numbers."""
-    return [int(part) for part in re.findall(r"\d+", path.name.split(".")[0])], path.name
+def _order(path: Path) -> list[tuple[int, str]]:
+    """Sorts the numbers of "PID-SEQUENCE.module" as numbers: 10000 comes after 9999."""
+    numbers = re.match(r"(\d+)-(\d+)\.", path.name)
+    return [(int(number), "") for number in numbers.groups()] if numbers else [(0, path.name)]
 
 
 def _module(path: Path) -> Module:
@@ -131,9 +147,11 @@ def _module(path: Path) -> Module:
         module=data["module"],
         platform=data["platform"],
         declined_module=data["declined_module"],
-        all_reduces=tuple(
-            AllReduce(**site | {"stopped": tuple(Stop(**stop) for stop in site["stopped"])})
-            for site in data["all_reduces"]
-        ),
+        all_reduces=tuple(_all_reduce(site) for site in data["all_reduces"]),
         path=path,
     )
+
+
+def _all_reduce(data: dict) -> AllReduce:
+    stopped = tuple(Stop(**stop) for stop in data["stopped"])
+    return AllReduce(**(data | {"stopped": stopped}))

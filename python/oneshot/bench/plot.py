@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bar chart of what `python -m oneshot bench --json` has written.
+
+python -m oneshot.bench.plot bench.json --model op --title "..." >chart.svg
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from oneshot.bench import ARMS
+
+COLORS = {"stock": "#9aa5b1", "nccl": "#cbd2d9", "oneshot": "#2f6f4f"}
+NAMES = {"stock": "stock XLA", "nccl": "stock XLA, NCCL", "oneshot": "Oneshot"}
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 50, 60, 50
+
+
+def chart(groups: dict[str, dict[str, float]], title: str) -> Iterator[str]:
+    """Lines of an SVG.
+
+    Args:
+      groups: microseconds by arm, by the label of a group of bars.
+      title: what is shown.
+    """
+    largest = max(max(times.values()) for times in groups.values())
+    height = HEIGHT - TOP - BOTTOM
+    slot = (WIDTH - LEFT - 10) / len(groups)
+    bar = slot / (len(ARMS) + 1)
+    yield (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">'
+    )
+    yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    yield f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{title}</text>'
+    for i, (arm, name) in enumerate(NAMES.items()):
+        x = LEFT + i * 150
+        yield f'<rect x="{x}" y="34" width="12" height="12" fill="{COLORS[arm]}"/>'
+        yield f'<text x="{x + 18}" y="44">{name}</text>'
+    for g, (label, times) in enumerate(groups.items()):
+        for i, arm in enumerate(ARMS):
+            size = times[arm] / largest * height
+            x, y = LEFT + g * slot + i * bar, HEIGHT - BOTTOM - size
+            yield (
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{bar * 0.92:.1f}" height="{size:.1f}" '
+                f'fill="{COLORS[arm]}"/>'
+            )
+            yield (
+                f'<text x="{x + bar * 0.46:.1f}" y="{y - 4:.1f}" text-anchor="middle" '
+                f'font-size="11">{times[arm]:.1f}</text>'
+            )
+        middle = LEFT + g * slot + bar * len(ARMS) / 2
+        yield f'<text x="{middle:.1f}" y="{HEIGHT - 28}" text-anchor="middle">{label}</text>'
+    yield f'<text x="{LEFT - 8}" y="{TOP - 4}" text-anchor="end">us</text>'
+    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">tokens</text>'
+    yield "</svg>"
+
+
+def main() -> None:
+    """Writes the chart of one model and loop to stdout."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--model", default="op")
+    parser.add_argument("--loop", default="device")
+    parser.add_argument("--title", default="")
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.file.read_text().splitlines()]
+    groups = {
+        str(row["case"]["batch"]): {arm: statistics.median(row["times"][arm]) for arm in ARMS}
+        for row in sorted(rows, key=lambda row: row["case"]["batch"])
+        if (row["case"]["model"], row["case"]["loop"]) == (arguments.model, arguments.loop)
+    }
+    if not groups:
+        sys.exit(f"{arguments.file} has no {arguments.model} in a {arguments.loop} loop")
+    print("\n".join(chart(groups, arguments.title or arguments.model)))
+
+
+if __name__ == "__main__":
+    main()

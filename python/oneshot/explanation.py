@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Oneshot does to one function, or to one HLO module, and where each match ends.
+
+Nothing has to be switched on for that, and nothing is afterwards: the pass gets a copy of the
+module, and what it makes of it is only looked at.
+"""
+
+import contextlib
+import ctypes
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from oneshot import config as config_lib
+from oneshot import hlo_text, page, report
+
+# On CPU, XLA fuses before a pass can look at the module; on GPU, after.
+_CPU_OPTIONS = {"xla_disable_hlo_passes": "fusion,fusion-wrapper,tree_reduction_rewriter"}
+
+_lock = threading.Lock()
+
+
+class ExplainError(RuntimeError):
+    """A module that can't be read, or something that is missing. The message says what."""
+
+
+class Explanation:
+    """What happens to each all-reduce; iterate over it, print it, or write it as a page.
+
+    Attributes:
+      modules: the modules with all-reduces, as `oneshot.report` has them.
+    """
+
+    def __init__(self, directory: tempfile.TemporaryDirectory):
+        self._directory = directory  # exists as long as this object
+        loaded = report.load(directory.name)
+        self.modules = tuple(m for m in loaded if m.all_reduces or m.declined_module)
+
+    def __iter__(self) -> Iterator[report.AllReduce]:
+        return (site for module in self.modules for site in module.all_reduces)
+
+    def __len__(self) -> int:
+        return sum(len(module.all_reduces) for module in self.modules)
+
+    def __str__(self) -> str:
+        if not self.modules:
+            return "no all-reduce: nothing to fuse"
+        lines = []
+        for module in self.modules:
+            counts = f"{module.fired} of {len(module.all_reduces)} all-reduces fused"
+            lines.append(f"{module.module} ({module.platform}): {counts}")
+            if module.declined_module:
+                lines.append(f"  module left alone: {module.declined_module}")
+            for site in module.all_reduces:
+                lines += [f"  {line}" for line in str(site).splitlines()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def html(self) -> str:
+        """Returns a page with the HLO around each all-reduce, before and after."""
+        return page.write(self.modules)
+
+
+def explain(jitted: Any, *args: Any, **kwargs: Any) -> Explanation:
+    """Compiles a jitted function for these arguments and says what Oneshot does to it.
+
+    The function is not run, and the program keeps what it has compiled. Modules that other threads
+    compile meanwhile are explained too. On CPU, XLA's own fusion is off for this compilation, as it
+    would hide from the pass what it sees on GPU.
+
+    Args:
+      jitted: what `jax.jit` returns.
+      *args: its arguments; a `jax.ShapeDtypeStruct` will do.
+      **kwargs: the same, by name.
+
+    Raises:
+      ExplainError: the pass can't be loaded, or does not understand the module.
+    """
+    import jax
+
+    from oneshot import hook
+
+    if not hasattr(jitted, "lower"):
+        raise TypeError(f"{jitted!r} is not jitted: explain(jax.jit(f), ...)")
+    arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if isinstance(leaf, jax.Array)]
+    on = arrays[0].devices() if arrays else jax.devices()
+    on_cpu = all(device.platform == "cpu" for device in on)
+    lowered = jitted.lower(*args, **kwargs)
+    # No two compilations with other options share an executable. This one only filters dumps.
+    options = {"xla_dump_hlo_module_re": f"oneshot-explain-{os.urandom(8).hex()}"}
+    options |= _CPU_OPTIONS if on_cpu else {}
+    with _lock, _no_cache(), _captured("cpu" if on_cpu else "cuda") as modules:
+        lowered.compile(compiler_options=options)
+    if not modules or any(hook.TARGET.encode() in module for module in modules):
+        raise ExplainError("XLA has not shown this compilation to Oneshot")
+    modules = [module for module in modules if b"all-reduce" in module]
+    if on_cpu:
+        return _explain(modules, "Host")
+    return _explain(modules, "CUDA", hook.kernel_compiler())
+
+
+def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:
+    """Says what Oneshot does to a module in a file.
+
+    Args:
+      path: HLO text, a serialized HloModuleProto, or an HloProto as XLA dumps it.
+      platform: "CUDA" or "Host", for which it is to be rewritten. Kernels are not compiled: that
+        needs the GPU.
+
+    Raises:
+      ExplainError: the pass can't be loaded, or does not understand the module.
+      OSError: the file can't be read.
+    """
+    data = Path(path).read_bytes()
+    if data.lstrip().startswith(b"HloModule"):
+        data = hlo_text.without_meshes(data.decode(errors="replace")).encode()
+    return _explain([data], platform)
+
+
+def _explain(
+    modules: list[bytes], platform: str, compile_kernel: ctypes.c_void_p | None = None
+) -> Explanation:
+    directory = tempfile.TemporaryDirectory(prefix="oneshot-explain-")
+    if modules:
+        run = load_pass()
+        for module in modules:
+            message = ctypes.c_void_p()
+            where = platform.encode(), os.fsencode(directory.name)
+            if run(*where, compile_kernel, module, len(module), ctypes.byref(message)):
+                raise ExplainError(take_string(message) or "out of memory")
+    return Explanation(directory)
+
+
+def take_string(text: ctypes.c_void_p) -> str:
+    """Returns a string that a C function has malloc'ed, and frees it; empty if it is null."""
+    if not text.value:
+        return ""
+    taken = ctypes.string_at(text.value).decode(errors="replace")
+    ctypes.CDLL(None).free(text)
+    return taken
+
+
+def load_pass() -> Callable[..., int]:
+    """Loads XLA and the pass.
+
+    Returns:
+      OneshotExplain of pass_library.h.
+
+    Raises:
+      ExplainError: a library is missing or can't be loaded.
+    """
+    xla = config_lib.find_xla(config_lib.read())
+    if xla is None:
+        raise ExplainError(config_lib.XLA_MISSING)
+    # XLA prints advice about its CPU kernels while it loads, unless this is set; none runs here.
+    quiet = "TF_ENABLE_ONEDNN_OPTS"
+    ours = quiet not in os.environ
+    os.environ.setdefault(quiet, "0")
+    try:
+        for name in config_lib.XLA_LIBRARIES:
+            ctypes.CDLL(str(xla / name))
+        run = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_pass.so")).OneshotExplain
+    except (OSError, AttributeError) as error:
+        raise ExplainError(f"a library can't be loaded: {error}") from error
+    finally:
+        if ours:
+            del os.environ[quiet]
+    text = ctypes.c_char_p
+    run.argtypes = [
+        text,
+        text,
+        ctypes.c_void_p,
+        text,
+        ctypes.c_size_t,
+        ctypes.POINTER(ctypes.c_void_p),
+    ]
+    return run
+
+
+@contextlib.contextmanager
+def _captured(platform: str) -> Iterator[list[bytes]]:
+    """Collects the modules that are compiled meanwhile, as the pass would see them."""
+    from jax.extend import xla as jax_xla
+
+    from oneshot import hook
+
+    modules: list[bytes] = []
+    name = "oneshot-explain"
+
+    def see(module: bytes) -> None:
+        modules.append(bytes(module))
+
+    jax_xla.register_hlo_module_transformation(see, name=name, platforms=platform)
+    try:
+        with hook.paused():
+            yield modules
+    finally:
+        jax_xla.clear_hlo_module_transformation(name, platforms=platform)
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+    """Keeps this thread away from JAX's persistent cache, which would answer instead of XLA."""
+    from jax._src import cache_key
+    from jax._src import config as jax_config
+
+    previous = cache_key.custom_hook
+    thread = threading.get_ident()
+
+    def key() -> str:
+        ours = f"/explain/{os.urandom(16).hex()}" if threading.get_ident() == thread else ""
+        return previous() + ours
+
+    cache_key.custom_hook = key  # not to read from it
+    try:
+        with jax_config.persistent_cache_min_compile_time_secs(float("inf")):  # nor to write to it
+            yield
+    finally:
+        cache_key.custom_hook = previous

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches the two libraries that the pass is linked with, out of a TensorFlow wheel.
+
+Only they are kept, without what the loader never looks at. Nothing of TensorFlow is installed.
+"""
+
+import hashlib
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from oneshot import config
+
+# The libraries are the same for every Python.
+_DOWNLOAD = (
+    *("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12"),
+    *("--abi", "cp312", "--platform", "manylinux_2_27_x86_64"),
+    f"tensorflow-cpu=={config.XLA_VERSION}",
+)
+_SHA256 = "dcc8afd32930e42d5296b6ee19078b773706830af4ea97fbe503b9f5e0f820cb"
+_NEEDED_BYTES = 2 << 30  # the wheel, and the libraries before they are cut
+
+
+class InstallError(RuntimeError):
+    """The libraries could not be installed. The message says why."""
+
+
+def install(wheel: Path | None = None) -> Path:
+    """Puts XLA's libraries where `config.find_xla` looks for them.
+
+    Args:
+      wheel: the wheel, if it is already here; else pip downloads it.
+
+    Returns:
+      The directory.
+
+    Raises:
+      InstallError: there is no such wheel, it is another one, or there is no room for it.
+    """
+    target = config.xla_home()
+    if all((target / name).is_file() for name in config.XLA_LIBRARIES):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if free < _NEEDED_BYTES:
+            raise InstallError(
+                f"{target.parent} has {free >> 20} MiB free, {_NEEDED_BYTES >> 20} are needed"
+            )
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as scratch:
+            wheel = wheel or _download(Path(scratch))
+            _verify(wheel)
+            made = Path(scratch) / "xla"
+            made.mkdir()
+            _extract(wheel, made)
+            made.rename(target)  # all or nothing
+    except OSError as error:
+        raise InstallError(str(error)) from error
+    return target
+
+
+def _download(directory: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    done = subprocess.run([*command, "-d", str(directory), *_DOWNLOAD], check=False)
+    found = list(directory.glob("*.whl"))
+    if done.returncode or len(found) != 1:
+        raise InstallError(
+            f"pip could not download tensorflow-cpu=={config.XLA_VERSION}; where it can, "
+            "download the wheel of Python 3.12 and name it with --wheel"
+        )
+    return found[0]
+
+
+def _verify(wheel: Path) -> None:
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _SHA256:
+        raise InstallError(f"{wheel.name} has SHA-256 {found}, not {_SHA256}: not used")
+
+
+def _extract(wheel: Path, directory: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in config.XLA_LIBRARIES:
+            target = directory / name
+            with archive.open(f"tensorflow/{name}") as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+            cut(target)
+
+
+def cut(library: Path) -> None:
+    """Cuts off what follows the last segment of an ELF file: symbols for debuggers, sections."""
+    with library.open("r+b") as file:
+        header = bytearray(file.read(64))
+        segments, count = (
+            struct.unpack_from("<Q", header, 32)[0],
+            struct.unpack_from("<H", header, 56)[0],
+        )
+        end = 0
+        for i in range(count):
+            file.seek(segments + 56 * i)
+            _, _, offset, _, _, size = struct.unpack("<IIQQQQ", file.read(40))
+            end = max(end, offset + size)
+        struct.pack_into("<Q", header, 40, 0)  # e_shoff
+        struct.pack_into("<HHH", header, 58, 0, 0, 0)  # e_shentsize, e_shnum, e_shstrndx
+        file.seek(0)
+        file.write(header)
+        file.truncate(end)

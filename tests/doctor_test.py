@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m oneshot doctor`, with stand-ins for what this machine lacks, and `install-xla`."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulation import environment
+from jax._src import xla_bridge
+from oneshot import __main__ as command_line
+from oneshot import config, doctor, explanation, xla_wheel
+
+LINK = {"peer_access": True, "microseconds": 1.87, "gigabytes_per_second": 391.2, "error": ""}
+DEVICE = {"name": "NVIDIA H200", "compute_capability": "9.0", "bytes": 150 << 30}
+TWO_GPUS = {
+    "driver": 13010,
+    "runtime": 13000,
+    "error": "",
+    "why_not": "",
+    "devices": [DEVICE, DEVICE],
+    "links": [{"from": 0, "to": 1} | LINK, {"from": 1, "to": 0} | LINK],
+}
+
+
+def find(checks: list[doctor.Check], name: str) -> doctor.Check:
+    """The only check of that name."""
+    (found,) = [check for check in checks if check.name == name]
+    return found
+
+
+@pytest.fixture
+def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with two GPUs on which all is well, to be spoilt."""
+    monkeypatch.setattr(doctor, "gpu_facts", lambda: TWO_GPUS)
+    monkeypatch.setattr(config, "find_nvrtc", lambda: Path("/cu13/lib"))
+    monkeypatch.setattr(doctor, "plugin_files", lambda: [Path("xla_cuda13", "plugin.so")])
+    monkeypatch.setattr(doctor, "_plugin", lambda file: doctor.Check("plugin cuda", doctor.OK, ""))
+    for name in [name for name in os.environ if name.startswith("ONESHOT")]:
+        if name != "ONESHOT_XLA_DIR":
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(doctor, "_NVRTC", ("libnone.so",))
+    monkeypatch.setenv("ONESHOT", "1")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    return monkeypatch
+
+
+def test_on_this_machine() -> None:
+    command = [sys.executable, "-m", "oneshot", "doctor", "--json"]
+    done = subprocess.run(
+        command, env=environment(ONESHOT="1"), capture_output=True, text=True, check=False
+    )
+    found = json.loads(done.stdout)
+    names = {check["name"] for check in found["checks"]}
+    assert {"python", "jax", "jaxlib", "plugin cpu", "oneshot", "XLA", "GPU"} <= names
+    assert done.returncode == (0 if found["ok"] else 1)
+    if not Path("/proc/driver/nvidia").exists():
+        assert found["ok"], done.stdout
+        (gpu,) = [check for check in found["checks"] if check["name"] == "GPU"]
+        assert gpu["status"] == doctor.NOTE
+        assert gpu["text"] == "no NVIDIA driver: CPU emulation only"
+
+
+def test_healthy(healthy: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("all is well\n")
+    assert "1: NVIDIA H200, compute capability 9.0, 150 GiB" in out
+    table = [line.split() for line in out.splitlines() if line.strip().startswith("from ")]
+    assert table == [
+        *(["from", "0", "1.9"], ["from", "1", "1.9"]),
+        *(["from", "0", "391"], ["from", "1", "391"]),
+    ]
+
+
+def without(name: str) -> Any:
+    """importlib.metadata.version for a machine that lacks one distribution."""
+    installed = doctor.importlib.metadata.version
+
+    def version(asked: str) -> str:
+        if asked == name:
+            raise doctor.importlib.metadata.PackageNotFoundError(asked)
+        return installed(asked)
+
+    return version
+
+
+NO_PEER = TWO_GPUS | {
+    "why_not": "GPU 0 has no peer access to GPU 1",
+    "links": [{"from": 0, "to": 1} | LINK | {"peer_access": False}],
+}
+SPOILS = {
+    "jaxlib": (
+        (doctor.importlib.metadata, "version", without("jaxlib")),
+        "not installed",
+    ),
+    "jax": (
+        (doctor.importlib.metadata, "version", lambda _: "0.11.1"),
+        "0.11.1 has no hook",
+    ),
+    "plugin cuda": ((doctor, "plugin_files", list), "runs on CPU"),
+    "oneshot": (
+        (doctor.importlib.metadata, "entry_points", lambda **_: ()),
+        "JAX won't find it",
+    ),
+    "XLA": ((config, "find_xla", lambda _: None), "libraries not found"),
+    "GPU": ((doctor, "gpu_facts", lambda: NO_PEER), "no peer access to GPU 1"),
+    "links": ((doctor, "gpu_facts", lambda: NO_PEER), "no peer access from 0 to 1"),
+    "NVRTC": ((config, "find_nvrtc", lambda: None), "not found"),
+    "interfaces": (
+        (xla_bridge, "register_plugin_callbacks"),
+        "jax._src.xla_bridge.register_plugin_callbacks is gone",
+    ),
+    "python": ((doctor.platform, "python_version", lambda: 1 / 0), "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILS)
+def test_problem(
+    name: str, healthy: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, text = SPOILS[name]
+    (healthy.setattr if len(spoil) == 3 else healthy.delattr)(*spoil)
+    check = find(doctor.examine(), name)
+    assert check.status == doctor.PROBLEM
+    assert text in check.text
+    assert command_line.main(["doctor"]) == 1
+    assert " problem" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_missing_libraries(healthy: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    healthy.undo()
+    healthy.setattr(config, "LIBRARIES", tmp_path)
+    checks = doctor.examine()
+    assert find(checks, "oneshot").status == doctor.PROBLEM
+    assert "liboneshot_cuda.so" in find(checks, "GPU").text
+    assert find(checks, "GPU").status == doctor.PROBLEM
+
+
+def test_wrong_xla(healthy: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise explanation.ExplainError("undefined symbol")
+
+    healthy.setattr(explanation, "load_pass", fail)
+    check = find(doctor.examine(), "XLA")
+    assert check.status == doctor.PROBLEM
+    assert "undefined symbol" in check.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "text"),
+    [
+        ("ONESHOT_DUMP", "x", "environment", "unknown variable ONESHOT_DUMP"),
+        (
+            *("XLA_FLAGS", "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT"),
+            *("XLA_FLAGS", "concurrent"),
+        ),
+    ],
+)
+def test_environment(
+    variable: str, value: str, name: str, text: str, healthy: pytest.MonkeyPatch
+) -> None:
+    healthy.setenv(variable, value)
+    checks = doctor.examine()
+    assert find(checks, name).status == doctor.PROBLEM
+    assert text in find(checks, name).text
+    assert sum(check.status == doctor.PROBLEM for check in checks) == 1
+
+
+def test_off_is_no_problem(healthy: pytest.MonkeyPatch) -> None:
+    healthy.delenv("ONESHOT")
+    check = find(doctor.examine(), "environment")
+    assert check.status == doctor.NOTE
+    assert "ONESHOT=1" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [(importlib.metadata.version("jaxlib"), doctor.OK), ("0.1", doctor.NOTE)],
+)
+def test_versions_of_plugins(
+    version: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / f"jax_cuda13_pjrt-{version}.dist-info"
+    info.mkdir()
+    text = f"Metadata-Version: 2.1\nName: jax-cuda13-pjrt\nVersion: {version}\n"
+    (info / "METADATA").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check = find(doctor.examine(), "packages")
+    assert (check.status, check.text) == (status, f"jax-cuda13-pjrt {version}")
+
+
+# A PJRT plugin: its API is a struct that starts with its size and a list of extensions.
+PLUGIN = """
+#include <stddef.h>
+struct extension { size_t size; int type; struct extension* next; };
+static struct extension last = {24, TYPE, NULL}, first = {24, 3, &last};
+static struct { size_t size; struct extension* extensions; size_t version_size; void* none;
+                int major, minor; } api = {4096, &first, 24, NULL, 0, 115};
+void* GetPjrtApi(void) { return &api; }
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.parametrize(
+    ("source", "status", "text"),
+    [
+        (PLUGIN.replace("TYPE", "24"), doctor.OK, "PJRT 0.115, {file}, takes passes"),
+        (PLUGIN.replace("TYPE", "23"), doctor.PROBLEM, "no XlaTransform extension"),
+        ("int other;", doctor.PROBLEM, "can't be opened"),
+    ],
+    ids=["new", "old", "none"],
+)
+def test_plugin(
+    source: str, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "xla_cuda13" / "xla_cuda_plugin.so"
+    file.parent.mkdir()
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(file)]
+    subprocess.run(command, input=source, text=True, check=True)
+    monkeypatch.setattr(doctor, "plugin_files", lambda: [file])
+    check = find(doctor.examine(), "plugin xla_cuda13")
+    assert check.status == status
+    assert text.format(file=file) in check.text
+
+
+# ---------------------------------------------------------------------------
+# XLA's libraries
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel with stand-ins that install-xla takes for the right one."""
+    library = tmp_path / "library.so"
+    command = ["cc", "-g", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    subprocess.run(command, input="int answer(void) { return 42; }", text=True, check=True)
+    path = tmp_path / "tensorflow_cpu.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tensorflow/python/__init__.py", "")
+        for name in config.XLA_LIBRARIES:
+            archive.write(library, f"tensorflow/{name}")
+    monkeypatch.setattr(xla_wheel, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return path
+
+
+def test_install_xla(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 0
+    home = config.xla_home()
+    assert str(home) in capsys.readouterr().out
+    assert config.find_xla(config.Config()) == home
+    assert {path.name for path in home.iterdir()} == set(config.XLA_LIBRARIES)
+    assert list(home.parent.iterdir()) == [home]  # nothing temporary stays
+    for name in config.XLA_LIBRARIES:
+        # Cut, and still a library.
+        assert (home / name).stat().st_size < (wheel.parent / "library.so").stat().st_size
+        code = f"import ctypes; print(ctypes.CDLL({str(home / name)!r}).answer())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert done.stdout.strip() == b"42"
+    wheel.unlink()
+    assert command_line.main(["install-xla"]) == 0  # there already: nothing to fetch
+
+
+def test_install_another_wheel(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with wheel.open("ab") as file:
+        file.write(b"more")
+    assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert not list(config.xla_home().parent.iterdir())
+
+
+def test_install_without_room(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(wheel.parent)._replace(free=5 << 20)
+    monkeypatch.setattr(xla_wheel.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(xla_wheel.InstallError, match="5 MiB free"):
+        xla_wheel.install(wheel)
+
+
+def test_install_without_a_download(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        assert "--no-deps" in command
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(xla_wheel.subprocess, "run", fail)
+    with pytest.raises(xla_wheel.InstallError, match="--wheel"):
+        xla_wheel.install()
+    assert not list(config.xla_home().parent.iterdir())
