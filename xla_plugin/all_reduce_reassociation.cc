@@ -29,7 +29,8 @@ bool IsAdd(const HloInstruction* hlo) {
 // An all-reduce that only an addition reads, and that may be replaced.
 HloAllReduceInstruction* AsSum(HloInstruction* hlo,
                                const MayAbsorb& may_absorb) {
-  if (hlo->opcode() != HloOpcode::kAllReduce || !HasOneReader(hlo)) {
+  if (hlo->opcode() != HloOpcode::kAllReduce || !HasOneReader(hlo) ||
+      hlo->shape().element_type() != xla::F32) {
     return nullptr;
   }
   const auto sums = SumsOf(hlo, may_absorb);

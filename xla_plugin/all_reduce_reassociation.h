@@ -22,10 +22,10 @@ namespace oneshot {
 // =>
 //   t = add(h, all-reduce(add(a, b)))
 //
-// XLA does the same where the two are added directly. It changes the order of
-// the additions, and where they round: a + b is rounded on each rank, while the
-// two sums are no longer rounded apart. Both all-reduces must be over the same
-// groups, in the type of the additions, and read by nobody else.
+// XLA does the same where the two are added directly. In float32 only: there it
+// is another order of the additions, which an all-reduce does not promise
+// anyway, while in a narrower type each rank would round what it sends. Both
+// all-reduces must be over the same groups, and read by nobody else.
 class AllReduceReassociation : public xla::HloModulePass {
  public:
   explicit AllReduceReassociation(

@@ -23,6 +23,9 @@ int AllReducesAfter(absl::string_view body) {
   add { a = f32[] parameter(0)
         b = f32[] parameter(1)
         ROOT s = f32[] add(a, b) }
+  add16 { a = bf16[] parameter(0)
+          b = bf16[] parameter(1)
+          ROOT s = bf16[] add(a, b) }
   max { a = f32[] parameter(0)
         b = f32[] parameter(1)
         ROOT s = f32[] maximum(a, b) }
@@ -132,6 +135,18 @@ TEST(AllReduceReassociationTest, OtherReductionsStay) {
       use_global_device_ids=true, to_apply=max
     b = f32[4,8] all-reduce(y), channel_id=2, ALL
     ROOT t = f32[4,8] add(a, b))"),
+            2);
+}
+
+TEST(AllReduceReassociationTest, NarrowTypesStay) {
+  EXPECT_EQ(AllReducesAfter(R"(
+    xn = bf16[4,8] convert(x)
+    yn = bf16[4,8] convert(y)
+    xt = bf16[4,8] tanh(xn)
+    yt = bf16[4,8] tanh(yn)
+    a = bf16[4,8] all-reduce(xt), channel_id=1, ALL16
+    b = bf16[4,8] all-reduce(yt), channel_id=2, ALL16
+    ROOT t = bf16[4,8] add(a, b))"),
             2);
 }
 
