@@ -11,12 +11,14 @@ load(":workspace.bzl", "workspace_path")
 # Labels in use, as package -> target.
 _LABELS = {
     "xla": ["literal", "shape_util", "xla_data_proto_cc"],
+    "xla/hlo/analysis": ["alias_info"],
     "xla/hlo/ir": ["hlo"],
     "xla/hlo/parser": ["hlo_parser"],
     "xla/hlo/pass": ["hlo_pass"],
     "xla/pjrt/c": ["pjrt_c_api_hdrs"],
     "xla/service": [
         "collective_ops_utils",
+        "copy_insertion",
         "hlo_proto_cc",
         "hlo_verifier",
         "pattern_matcher",

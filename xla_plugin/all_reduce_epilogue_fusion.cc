@@ -14,9 +14,11 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "cuda/limits.h"
+#include "xla/hlo/analysis/alias_info.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_schedule.h"
 #include "xla/service/collective_ops_utils.h"
+#include "xla/service/copy_insertion.h"
 #include "xla/shape_util.h"
 #include "xla_plugin/profit.h"
 
@@ -284,6 +286,15 @@ absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
     }
   }
   const bool changed = report_.fired() > 0;
+  if (changed && platform_ == Platform::kHost) {
+    // XLA for CPU has inserted copies before: where a loop's state is updated
+    // in place, it relied on the order in which the old state was read, and a
+    // call reads later than what it replaces.
+    const xla::AliasInfo alias_info;
+    TF_RETURN_IF_ERROR(xla::CopyInsertion(&alias_info)
+                           .Run(module, execution_threads)
+                           .status());
+  }
   if (changed && module->has_schedule()) {
     TF_RETURN_IF_ERROR(module->schedule().Update(execution_threads));
   }

@@ -8,6 +8,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/unknown_field_set.h"
 #include "xla/hlo/ir/hlo_instruction.h"
 #include "xla/layout_util.h"
 #include "xla/service/computation_placer.h"
@@ -47,6 +48,23 @@ std::string Serialized(const google::protobuf::MessageLite& message) {
   std::string bytes;
   tsl::SerializeToStringDeterministic(message, &bytes);
   return bytes;
+}
+
+// Whether what this version does not know only repeats what it does. Newer ones
+// write the order of a comparison, here known from its type, in a field.
+bool IsRedundant(const xla::HloInstructionProto& hlo) {
+  constexpr int kComparisonOrder = 102;
+  const auto& unknown = hlo.GetReflection()->GetUnknownFields(hlo);
+  if (hlo.opcode() != "compare" || hlo.comparison_type().empty() ||
+      unknown.field_count() != 1) {
+    return false;
+  }
+  const google::protobuf::UnknownField& field = unknown.field(0);
+  return field.number() == kComparisonOrder &&
+         field.type() ==
+             google::protobuf::UnknownField::TYPE_LENGTH_DELIMITED &&
+         field.length_delimited() ==
+             (hlo.comparison_type() == "FLOAT" ? "PARTIAL" : "TOTAL");
 }
 
 template <typename List>
@@ -169,7 +187,8 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
 }
 
 bool DecodedModule::Understands(const xla::HloInstruction* instruction) const {
-  return !unknown_.contains(instruction->unique_id());
+  const auto it = unknown_.find(instruction->unique_id());
+  return it == unknown_.end() || IsRedundant(it->second);
 }
 
 absl::StatusOr<std::string> DecodedModule::Encode() const {

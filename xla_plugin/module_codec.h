@@ -35,8 +35,8 @@ class DecodedModule {
 
   xla::HloModule* module() const { return module_.get(); }
 
-  // False for an instruction with fields that this XLA does not know. Such an
-  // instruction may stay, since Encode() writes it as it came, but nothing may
+  // False for an instruction with fields that this XLA does not know and that
+  // may mean something. Such an instruction may stay, since Encode() writes it as it came, but nothing may
   // be concluded from it.
   bool Understands(const xla::HloInstruction* instruction) const;
 

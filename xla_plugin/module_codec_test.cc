@@ -7,8 +7,10 @@
 
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "xla/hlo/parser/hlo_parser.h"
 #include "xla/service/hlo.pb.h"
 #include "xla/service/hlo_verifier.h"
@@ -136,6 +138,31 @@ TEST(ModuleCodecTest, CarriesUnknownFieldsOfInstructionsThatStay) {
   ASSERT_EQ(fields.field_count(), 1);
   EXPECT_EQ(fields.field(0).number(), 30000);
   EXPECT_EQ(fields.field(0).length_delimited(), "TOTAL");
+}
+
+TEST(ModuleCodecTest, UnderstandsTheOrderOfAComparisonThatItsTypeImplies) {
+  for (const auto& [element, type, order, implied] :
+       {std::tuple{"s32", "SIGNED", "TOTAL", true},
+        {"s32", "SIGNED", "PARTIAL", false},
+        {"f32", "FLOAT", "TOTAL", false},
+        {"f32", "FLOAT", "PARTIAL", true},
+        {"f32", "", "TOTAL", false}}) {
+    xla::HloModuleProto proto = Proto(absl::StrCat(
+        "HloModule m\n ENTRY e { x = ", element, "[4] parameter(0)\n",
+        "ROOT lt = pred[4] compare(x, x), direction=LT }"));
+    xla::HloInstructionProto* lt = Find(proto, "lt");
+    lt->set_comparison_type(type);
+    lt->GetReflection()->MutableUnknownFields(lt)->AddLengthDelimited(102,
+                                                                      order);
+    const auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+    ASSERT_TRUE(decoded.ok()) << decoded.status();
+    EXPECT_EQ(decoded->Understands(
+                  decoded->module()->entry_computation()->root_instruction()),
+              implied)
+        << element << " " << type << " " << order;
+    // Either way it stays.
+    EXPECT_THAT(decoded->Encode().value(), HasSubstr(order));
+  }
 }
 
 TEST(ModuleCodecTest, OrderMayDiffer) {
