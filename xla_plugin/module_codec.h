@@ -36,8 +36,8 @@ class DecodedModule {
   xla::HloModule* module() const { return module_.get(); }
 
   // False for an instruction with fields that this XLA does not know and that
-  // may mean something. Such an instruction may stay, since Encode() writes it as it came, but nothing may
-  // be concluded from it.
+  // may mean something. Such an instruction may stay, since Encode() writes it
+  // as it came, but nothing may be concluded from it.
   bool Understands(const xla::HloInstruction* instruction) const;
 
   absl::StatusOr<std::string> Encode() const;

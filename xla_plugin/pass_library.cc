@@ -28,6 +28,7 @@
 #include "xla/service/hlo.pb.h"
 #include "xla/service/hlo_verifier.h"
 #include "xla_plugin/all_reduce_epilogue_fusion.h"
+#include "xla_plugin/all_reduce_reassociation.h"
 #include "xla_plugin/module_codec.h"
 #include "xla_plugin/report.h"
 
@@ -134,11 +135,16 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
   Dump dump(std::string(dump_dir), module->name());
   const std::string before = dump.enabled() ? module->ToString() : "";
 
-  AllReduceEpilogueFusion pass(
-      platform == "Host" ? AllReduceEpilogueFusion::Platform::kHost
-                         : AllReduceEpilogueFusion::Platform::kCuda,
-      [&](const xla::HloInstruction* hlo) { return decoded->Understands(hlo); },
-      CompileWith(compile));
+  const MayAbsorb may_absorb = [&](const xla::HloInstruction* hlo) {
+    return decoded->Understands(hlo);
+  };
+  // By itself it is no reason to hand back another module.
+  AllReduceReassociation reassociation(may_absorb);
+  TF_RETURN_IF_ERROR(reassociation.Run(module).status());
+  AllReduceEpilogueFusion pass(platform == "Host"
+                                   ? AllReduceEpilogueFusion::Platform::kHost
+                                   : AllReduceEpilogueFusion::Platform::kCuda,
+                               may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
   Result result{"", Summary(pass.report())};
   if (changed) {
