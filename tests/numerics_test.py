@@ -245,6 +245,26 @@ def plain(
     return by_shard(program, (8,), x.astype(dtype))
 
 
+def overwritten_state(convert: bool) -> list[jax.Array]:
+    """A loop whose new state is known before the all-reduce that depends on the old one.
+
+    With `convert`, only through a conversion; otherwise of two all-reduces, which XLA combines, one
+    makes the new state, and the other needs the old one. The new state takes the place of the old
+    one in memory.
+    """
+
+    def body(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if not convert:
+            return lax.psum(x, "a") + 1, lax.psum(x + state, "a")
+        wide = state.astype(jnp.float32)
+        for _ in range(6):  # the sum comes late
+            x = jnp.abs(jnp.sign(x) - 2)
+        return (2 - wide).astype(state.dtype), jnp.square(lax.psum(x, "a") + wide)
+
+    state = jnp.zeros((3, 40), jnp.bfloat16 if convert else jnp.float32)
+    return plain(lambda x: lax.scan(body, state, x)[1], (4, 3, 40))
+
+
 # ---------------------------------------------------------------------------
 # All cases
 
@@ -321,6 +341,8 @@ def cases() -> Iterator[Case]:
         # Two readers.
         ("shared", lambda: plain(shared), ("add+multiply",)),
         ("twice", lambda: plain(twice), ("multiply", "none")),
+        ("overwritten-split", lambda: overwritten_state(False), ("add", "none")),
+        ("overwritten-convert", lambda: overwritten_state(True), ("residual+multiply",)),
         # Not ours.
         ("maximum", lambda: plain(lambda x: lax.pmax(x, "a")), (None,)),
         ("integers", lambda: plain(lambda x: lax.psum(x, "a"), dtype=np.int32), (None,)),
