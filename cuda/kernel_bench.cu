@@ -259,7 +259,9 @@ std::vector<std::optional<Tuning>> Tunings(bool all) {
   for (const int cluster : {1, 2, 4, 8}) {
     for (const int threads : {64, 128, 256, 512, 1024}) {
       for (const int packets : {1, 2, 4}) {
-        tunings.push_back(Tuning{threads, packets, cluster});
+        for (const bool two_shot : {false, true}) {
+          tunings.push_back(Tuning{threads, packets, cluster, two_shot});
+        }
       }
     }
   }
@@ -321,9 +323,10 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
           });
           std::printf(
               "ranks=%d [%d,%d] bf16 %s: %.2f us  (%d blocks of %d, %d packets "
-              "a thread, clusters of %d)\n",
+              "a thread, clusters of %d, %s)\n",
               ranks.size(), rows, hidden, timed.name, time, plan->blocks,
-              plan->tuning.threads, plan->tuning.packets, plan->tuning.cluster);
+              plan->tuning.threads, plan->tuning.packets, plan->tuning.cluster,
+              plan->tuning.two_shot ? "two shots" : "one shot");
           std::fflush(stdout);
         }
         for (int r = 0; r < ranks.size(); ++r) {
