@@ -47,8 +47,8 @@ bool Check(cudaError_t status, const char* what, std::string* error) {
   return false;
 }
 
-Compiled Compile(const std::string& source, int compute_capability,
-                 const LaunchPlan& plan, bool wide) {
+Compiled Compile(const std::string& source, const std::string& name,
+                 int compute_capability, const LaunchPlan& plan, bool wide) {
   Compiled compiled;
   compiled.kernel.plan = plan;
   compiled.kernel.wide = wide;
@@ -58,8 +58,9 @@ Compiled Compile(const std::string& source, int compute_capability,
       Check(cudaLibraryLoadData(&library, cubin.data(), nullptr, nullptr, 0,
                                 nullptr, nullptr, 0),
             "loading a kernel", &compiled.error)) {
-    Check(cudaLibraryGetKernel(&compiled.kernel.function, library, kKernelName),
-          "finding a kernel", &compiled.error);
+    Check(
+        cudaLibraryGetKernel(&compiled.kernel.function, library, name.c_str()),
+        "finding a kernel", &compiled.error);
   }
   return compiled;
 }
@@ -124,7 +125,10 @@ const Kernel* FindOrCompileKernel(const EpilogueProgram& program,
     if (mine) cached = promise.get_future().share();
     future = cached;
   }
-  if (mine) promise.set_value(Compile(key.second, key.first, plan, wide));
+  if (mine) {
+    promise.set_value(
+        Compile(key.second, Identifier(program), key.first, plan, wide));
+  }
   // The cache keeps what the future refers to.
   const Compiled& compiled = future.get();
   if (compiled.error.empty()) return &compiled.kernel;

@@ -2,6 +2,7 @@
 #include "cuda/epilogue_program.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
@@ -766,6 +767,16 @@ bool FromText(const std::string& text, EpilogueProgram* program,
 
 std::string Describe(const EpilogueProgram& program) {
   return Describer(program).Describe();
+}
+
+std::string Identifier(const EpilogueProgram& program) {
+  const std::string description = Describe(program);
+  std::string name = "oneshot_all_reduce";
+  if (description != "none") name += "_" + description;
+  std::replace_if(
+      name.begin(), name.end(),
+      [](unsigned char c) { return !std::isalnum(c); }, '_');
+  return name;
 }
 
 }  // namespace oneshot

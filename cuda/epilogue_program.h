@@ -186,6 +186,10 @@ bool FromText(const std::string& text, EpilogueProgram* program,
 // A name for people, e.g. "bias+residual+rms_norm"; "none" for a bare sum.
 std::string Describe(const EpilogueProgram& program);
 
+// The same as an identifier, "oneshot_all_reduce_bias_residual_rms_norm": what
+// profilers call the HLO instruction and the kernel.
+std::string Identifier(const EpilogueProgram& program);
+
 }  // namespace oneshot
 
 #endif  // ONESHOT_CUDA_EPILOGUE_PROGRAM_H_

@@ -396,6 +396,13 @@ TEST(EpilogueProgramTest, DescribesSumsAndAddends) {
             "residual+residual");
 }
 
+TEST(EpilogueProgramTest, Identifiers) {
+  EXPECT_EQ(Identifier(Parsed("x f32; v0 = sum; out0 v0 f32")),
+            "oneshot_all_reduce");
+  EXPECT_EQ(Identifier(Parsed(kRmsNorm)),
+            "oneshot_all_reduce_residual_rms_norm");
+}
+
 TEST(EpilogueProgramTest, DescribesOtherOperationsByTheirNames) {
   EXPECT_EQ(Describe(WithBody("in0 scalar f32",
                               "v1 = in0; v2 = multiply v0 v1; v3 = tanh v2; "

@@ -434,7 +434,7 @@ std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
   if (plan.tuning.cluster > 1) {
     out << "    __cluster_dims__(oneshot::kCluster, 1, 1)\n";
   }
-  out << "    " << kKernelName
+  out << "    " << Identifier(program)
       << "(const __grid_constant__ oneshot::KernelArguments args) {\n"
          "  oneshot::AllReduce<oneshot::Program>(args);\n}\n";
   return out.str();

@@ -11,12 +11,11 @@
 
 namespace oneshot {
 
-// The name of the kernel; it takes one KernelArguments by value.
-inline constexpr char kKernelName[] = "oneshot_all_reduce";
-
-// A complete translation unit for NVRTC. It depends on nothing but the
-// arguments, so equal sources mean equal kernels. With `wide`, all buffers must
-// be aligned to 16 bytes; that is of use only where whole packets are, too.
+// A complete translation unit for NVRTC, of one kernel that is named by
+// Identifier(program) and takes one KernelArguments by value. It depends on
+// nothing but the arguments, so equal sources mean equal kernels. With `wide`,
+// all buffers must be aligned to 16 bytes; that is of use only where whole
+// packets are, too.
 std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
                          int ranks, bool wide);
 

@@ -43,6 +43,7 @@ void Compile(const EpilogueProgram& program, const Shape& shape, int ranks,
   EXPECT_EQ(cubin.substr(0, 4),
             "\x7F"
             "ELF");
+  EXPECT_NE(cubin.find(Identifier(program)), std::string::npos);
 }
 
 constexpr char kNorm[] =

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 # By file: the epilogues in the order of the program.
 FUSED = {
     "gemma_post_norms.py": ["rms_norm+residual+rms_norm"] * 3 + ["rms_norm+residual"],
-    "gspmd_server.py": ["residual+rms_norm"] * 4,
+    "nnx_server.py": ["residual+rms_norm"] * 4,
     "scan_layers.py": ["bias+residual+layer_norm"] * 2,
     "shard_map_decode.py": ["residual+rms_norm"] * 2,
 }

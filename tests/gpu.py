@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs GPUs: the kernel, the model with and without Oneshot, and the first table.
+"""Everything that needs GPUs: the kernel, the model with and without Oneshot, tools and examples.
 
 Needs two GPUs with peer access, `oneshot` on the path, and the built binaries of cuda/. Writes what
 it runs and what that prints to a file, and exits with 0 if all of it passed.
 
-  python tests/gpu.py --kernels bazel-bin/cuda [--only kernels sanitizer processes model soak table]
+  python tests/gpu.py --kernels bazel-bin/cuda [--only PART...]
 """
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -19,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
+EXAMPLES = MODELS.parent.parent / "docs" / "examples"
 
 # What each arm adds to the environment. `nccl` takes away XLA's own one-shot kernel.
 ARMS = {
@@ -247,6 +250,94 @@ def soak(log: Log) -> None:
         log.check(f"10,000 steps, {loop} loop", code == 0)
 
 
+# On two devices, without Oneshot being on.
+EXPLAIN = """
+import llama_decode, oneshot
+decoder = llama_decode.Decoder(llama_decode.Config(tp=2, dtype="bf16"))
+print(oneshot.explain(decoder._run, decoder.parameters, decoder.new_cache(), decoder.inputs[0]))
+"""
+
+
+def tools(log: Log, folder: Path) -> None:
+    """What users see: doctor, explain, the examples, and a profile, of which `folder` gets a part.
+
+    Runs on emulated devices too: with two of them and the XLA_FLAGS of emulation.py.
+    """
+    python = [sys.executable, "-m", "oneshot"]
+    code, out = log.run([*python, "doctor"], {"ONESHOT": "1"})
+    log.check("doctor", code == 0 and "all is well" in out)
+    code, out = log.run([*python, "doctor", "--json"], {"ONESHOT": "1"})
+    log.check("doctor --json", code == 0 and json.loads(out)["ok"])
+    path = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{MODELS}"}
+    code, out = log.run([sys.executable, "-c", EXPLAIN], path | {"ONESHOT": "0"})
+    found = re.search(r"(\d+) of (\d+) all-reduces fused", out)
+    log.check("explain(function)", code == 0 and found is not None and found[1] == found[2] != "0")
+    with tempfile.TemporaryDirectory() as scratch:
+        for example in sorted(EXAMPLES.glob("*.py")):
+            run_example(log, example, Path(scratch, example.stem))
+        (hlo, *_) = Path(scratch, "nnx_server").glob("*.before.hlo")
+        page = Path(scratch, "page.html")
+        code, out = log.run([*python, "explain", str(hlo), "--html", str(page)])
+        log.check("explain FILE", code == 0 and "4 of 4" in out and "<svg" in page.read_text())
+        for graphs, flags in (("graphs", ""), ("no-graphs", NO_GRAPHS)):
+            profile(log, folder / f"profile-{graphs}", Path(scratch, graphs), flags)
+
+
+def run_example(log: Log, example: Path, dump: Path) -> None:
+    """With Oneshot and without: all all-reduces are fused, and the numbers agree."""
+    from oneshot import report
+
+    command = [sys.executable, str(example)]
+    _, stock = log.run(command, {"ONESHOT": "0"})
+    code, out = log.run(command, {"ONESHOT": "1", "ONESHOT_DUMP_TO": str(dump)})
+    sites = [site for module in report.load(dump) for site in module.all_reduces]
+    for site in sites:
+        log.write(f"{site.name}: {site.epilogue or site.reason}")
+    name = example.name
+    table = (EXAMPLES / "README.md").read_text()
+    epilogue = re.search(rf"(?m)^\| \[{name}\].*\| `(.+?)` \|$", table)[1]
+    log.check(f"{name} runs", code == 0)
+    log.check(f"{name} is fused", bool(sites) and all(site.fired for site in sites))
+    log.check(f"{name} has {epilogue}", any(site.epilogue == epilogue for site in sites))
+    numbers = [re.findall(r"(?m)^rms ([\d.]+)$", text) for text in (stock, out)]
+    if any(numbers):  # a server's tokens may differ: one rounding decides between two
+        (left,), (right,) = numbers
+        log.check(f"{name}: {right} to {left}", abs(float(right) / float(left) - 1) < 0.01)
+
+
+def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
+    """The names of layers and epilogues are in a profile; keeps one layer as JSON and SVG."""
+    from oneshot import report
+    from oneshot.bench import timeline
+
+    environ = {
+        "ONESHOT": "1",
+        "ONESHOT_DUMP_TO": f"{scratch}/dump",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+    }
+    program = [str(MODELS.parent / "profiled.py"), f"{scratch}/trace", f"{EXAMPLES}/nnx_server.py"]
+    code, _ = log.run([sys.executable, *program], environ)
+    log.check(f"{result.name} runs", code == 0)
+    modules = report.load(scratch / "dump")
+    events = timeline.load(scratch / "trace", modules)
+    fused = [event for event in events if event.fused]
+    counts = Counter((event.device, event.name, event.layer) for event in fused)
+    for (device, name, layer), count in sorted(counts.items()):
+        log.write(f"{count} x {name} on {device}, {layer or 'layer unknown'}")
+    epilogue = f"{timeline.PREFIX}_residual_rms_norm"
+    devices = {event.device for event in fused if event.name.startswith(epilogue)}
+    log.check(f"{result.name}: the epilogue, on {', '.join(sorted(devices))}", len(devices) > 1)
+    if not fused:
+        log.write("\n".join(sorted({f"{event.device}: {event.name}" for event in events})))
+        return
+    # Of a node of a graph, XLA knows the layer if the graph was made while the profiler ran.
+    halves = {f"layer_{i}/{half}" for i in range(2) for half in ("attention", "mlp")}
+    log.check(f"{result.name}: the layers", {event.layer for event in fused} == halves)
+    part = timeline.excerpt(events)
+    result.with_suffix(".json").write_text(timeline.to_json(part))
+    result.with_suffix(".svg").write_text("\n".join([*timeline.svg(part), ""]))
+
+
 def table(log: Log, rounds: int) -> None:
     """Microseconds per layer of the decode step; arms alternate, medians over the rounds."""
     cases = [
@@ -290,7 +381,7 @@ def markdown(rows: list[tuple[int, str, str, dict[str, float]]]) -> Iterator[str
 
 def main() -> int:
     """Runs what was asked for."""
-    parts = ["kernels", "sanitizer", "processes", "model", "soak", "table"]
+    parts = ["kernels", "sanitizer", "processes", "model", "soak", "tools", "table"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")
@@ -306,6 +397,8 @@ def main() -> int:
         log.write(f"\n=== {part}")
         if part in ("kernels", "sanitizer"):
             globals()[part](log, arguments.kernels)
+        elif part == "tools":
+            tools(log, arguments.out.parent)
         elif part == "table":
             table(log, arguments.rounds)
         else:

@@ -153,9 +153,9 @@ absl::StatusOr<HloInstruction*> Rewrite(
           ShapeUtil::MakeTupleShape(result_shapes), operands, kCustomCallTarget,
           operand_shapes, Attributes(match, groups),
           xla::CustomCallApiVersion::API_VERSION_TYPED_FFI));
-  call->SetAndSanitizeName(kCustomCallTarget);
+  // Profilers show the name, and tell the layer by the metadata.
+  call->SetAndSanitizeName(Identifier(match.program));
   call->UniquifyName(computation->parent());
-  // Profilers name the layer by this.
   call->set_metadata(match.all_reduce->metadata());
 
   // The last goes first: what only it needed, dies with it, and so the others

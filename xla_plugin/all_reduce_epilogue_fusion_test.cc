@@ -178,8 +178,9 @@ TEST_F(FusionTest, BareAllReduce) {
   EXPECT_THAT(Attributes(), HasSubstr("replica_groups = array<i64: 0, 1>"));
   EXPECT_EQ(report_.all_reduces[0].source, "m.py:7");
   EXPECT_EQ(report_.all_reduces[0].bytes, 64);
-  // Profilers name the call after the layer.
+  // Profilers name the call after the layer, and by what it does.
   EXPECT_EQ(Calls()[0]->metadata().op_name(), "jit(step)/layer_3/dot_general");
+  EXPECT_EQ(Calls()[0]->name(), "oneshot_all_reduce");
   EXPECT_TRUE(xla::Cast<xla::HloCustomCallInstruction>(Calls()[0])
                   ->layout_constrained());
 }

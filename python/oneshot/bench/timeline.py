@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture of some consecutive fused calls, and of what runs between them, from a profile.
+
+python -m oneshot.bench.timeline TRACE [--dump DIR] [--json layer.json] >timeline.svg
+
+TRACE is the directory that `jax.profiler.trace` has written, or a file that --json has. DIR is what
+ONESHOT_DUMP_TO named: it says the layers where the profile does not, as on CPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from oneshot import report
+
+PREFIX = "oneshot_all_reduce"
+"""How the names of fused calls start, of HLO instructions as of kernels; the epilogue follows."""
+
+CALLS = 3
+WIDTH, LEFT, TOP, ROW, BAR = 960, 60, 34, 44, 26
+FUSED, OTHER = "#2f6f4f", "#cbd2d9"
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What ran on a device.
+
+    Attributes:
+      device: its name for people.
+      name: of the kernel, or of the HLO instruction on CPU.
+      start: in microseconds.
+      duration: in microseconds.
+      op_name: where in the program it stands, e.g. "jit(step)/layer_0/mlp/dot_general"; or empty.
+    """
+
+    device: str
+    name: str
+    start: float
+    duration: float
+    op_name: str = ""
+
+    @property
+    def end(self) -> float:
+        """In microseconds."""
+        return self.start + self.duration
+
+    @property
+    def fused(self) -> bool:
+        """Whether it is one of Oneshot's."""
+        return self.name.startswith(PREFIX)
+
+    @property
+    def layer(self) -> str:
+        """Its named scopes, or what there is of a place in the program."""
+        parts = self.op_name.split("/")
+        return "/".join(parts[1:-1]) or self.op_name
+
+
+def load(directory: Path, modules: Iterable[report.Module] = ()) -> list[Event]:
+    """Reads what has run on the devices, by start.
+
+    Args:
+      directory: what `jax.profiler.trace` has written; the newest profile counts.
+      modules: reports, for the layers of fused calls that the profile does not know.
+
+    Raises:
+      FileNotFoundError: there is no profile.
+    """
+    files = sorted(directory.rglob("*.xplane.pb"))
+    if not files:
+        raise FileNotFoundError(f"{directory} has no profile")
+    sites = {
+        (module.module, site.custom_call): site.site
+        for module in modules
+        for site in module.all_reduces
+    }
+    with warnings.catch_warnings():
+        # About how ProfileData is bound to C++.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        events = [_event(*found, sites) for found in _on_devices(files[-1])]
+    return sorted(events, key=lambda event: event.start)
+
+
+def _on_devices(file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Device, event and its statistics: kernels of GPUs, and HLO instructions of CPUs."""
+    from jax.profiler import ProfileData
+
+    for plane in ProfileData.from_file(str(file)).planes:
+        gpu = re.fullmatch(r"/device:(GPU:\d+)", plane.name)
+        for line in plane.lines:
+            if gpu and not line.name.startswith("Stream"):
+                continue  # the same again, by operation
+            for event in line.events:
+                stats = dict(event.stats)
+                if gpu:
+                    yield gpu[1].replace(":", " "), event, stats
+                elif "device_ordinal" in stats and "hlo_op" in stats:
+                    yield f"CPU {stats['device_ordinal']}", event, stats
+
+
+def _event(device: str, event: Any, stats: dict[str, Any], sites: dict) -> Event:
+    places = [str(value) for value in stats.values() if "jit(" in str(value)]
+    site = sites.get((stats.get("hlo_module"), stats.get("hlo_op")), "")
+    times = event.start_ns / 1e3, event.duration_ns / 1e3
+    return Event(device, event.name, *times, next(iter(places), site))
+
+
+def excerpt(events: list[Event], calls: int = CALLS) -> list[Event]:
+    """What runs from the first to the last of some fused calls: those that are closest together.
+
+    Raises:
+      ValueError: there are fewer fused calls on a device.
+    """
+    fused = next(iter(_fused(events).values()), [])
+    if len(fused) < calls:
+        raise ValueError(f"{len(fused)} fused calls on a device, {calls} are needed")
+    runs = [fused[i : i + calls] for i in range(len(fused) - calls + 1)]
+    first, *_, last = min(runs, key=lambda run: run[-1].end - run[0].start)
+    window = [event for event in events if event.end > first.start and event.start < last.end]
+    origin = min(event.start for event in window)
+    return [dataclasses.replace(event, start=event.start - origin) for event in window]
+
+
+def _fused(events: list[Event]) -> dict[str, list[Event]]:
+    """The fused calls of each device, by its name."""
+    devices = sorted({event.device for event in events})
+    return {d: [event for event in events if event.fused and event.device == d] for d in devices}
+
+
+def to_json(events: list[Event]) -> str:
+    """For Perfetto, chrome://tracing, and `from_json`."""
+    devices = sorted({event.device for event in events})
+    names = [
+        {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": device}}
+        for pid, device in enumerate(devices)
+    ]
+    complete = [
+        {
+            "ph": "X",
+            "pid": devices.index(event.device),
+            "tid": 0,
+            "name": event.name,
+            "ts": round(event.start, 3),
+            "dur": round(event.duration, 3),
+            "args": {"op_name": event.op_name},
+        }
+        for event in events
+    ]
+    return json.dumps({"traceEvents": [*names, *complete]}, indent=1)
+
+
+def from_json(text: str) -> list[Event]:
+    """The inverse of `to_json`."""
+    events = json.loads(text)["traceEvents"]
+    devices = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    return [
+        Event(devices[e["pid"]], e["name"], e["ts"], e["dur"], e["args"]["op_name"])
+        for e in events
+        if e["ph"] == "X"
+    ]
+
+
+def svg(events: list[Event]) -> Iterator[str]:
+    """Lines of an SVG: a row for each device, and below them what the fused calls are."""
+    fused = _fused(events)
+    listed = max(fused.values(), key=len)
+    end = max(event.end for event in events)
+    scale = (WIDTH - LEFT - 10) / end
+    height = TOP + ROW * len(fused) + 20 * len(listed) + 10
+    yield (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif" font-size="12">'
+    )
+    yield f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
+    yield from _axis(scale, end)
+    for row, (device, calls) in enumerate(fused.items()):
+        top = TOP + row * ROW
+        yield f'<text x="{LEFT - 8}" y="{top + 18}" text-anchor="end">{device}</text>'
+        for event in (event for event in events if event.device == device):
+            label = str(_number(event, calls, listed)) if event.fused else event.name
+            yield from _box(event, label, scale, top)
+    top = TOP + ROW * len(fused)
+    for i, event in enumerate(listed):
+        yield (
+            f'<text x="{LEFT}" y="{top + 20 * i + 8}"><tspan fill="{FUSED}" font-weight="bold">'
+            f"{i + 1}  {escape(event.name)}</tspan>  {escape(event.layer)}  "
+            f"({event.duration:.1f} us on {event.device})</text>"
+        )
+    yield "</svg>"
+
+
+def _number(event: Event, calls: list[Event], listed: list[Event]) -> int:
+    """Which of the listed calls this is: by its place in the program, if that is known."""
+    places = [(other.name, other.op_name) for other in listed]
+    place = event.name, event.op_name
+    known = place in places and len(set(places)) == len(places)
+    return 1 + (places.index(place) if known else calls.index(event))
+
+
+def _box(event: Event, label: str, scale: float, top: float) -> Iterator[str]:
+    x, width = LEFT + event.start * scale, max(event.duration * scale, 0.5)
+    text = escape("\n".join(filter(None, (event.name, event.op_name, f"{event.duration:.1f} us"))))
+    yield (
+        f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{BAR}" '
+        f'fill="{FUSED if event.fused else OTHER}" stroke="white" stroke-width="0.5">'
+        f"<title>{text}</title></rect>"
+    )
+    if len(label) * 7 < width:
+        yield (
+            f'<text x="{x + width / 2:.1f}" y="{top + 18}" text-anchor="middle" '
+            f'fill="{"white" if event.fused else "#3e4c59"}">{escape(label)}</text>'
+        )
+
+
+def _axis(scale: float, end: float) -> Iterator[str]:
+    steps = [10**power * digit for power in range(9) for digit in (1, 2, 5)]
+    step = next(step for step in steps if step * 12 > end)
+    for i in range(int(end / step) + 1):
+        x = LEFT + i * step * scale
+        yield f'<text x="{x:.1f}" y="22" text-anchor="middle" fill="#7b8794">{i * step}</text>'
+    yield f'<text x="{LEFT - 24}" y="22" text-anchor="end" fill="#7b8794">us</text>'
+
+
+def main() -> None:
+    """Writes the picture to stdout."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--dump", type=Path, help="what ONESHOT_DUMP_TO named")
+    parser.add_argument("--json", type=Path, help="file for the events of the picture")
+    arguments = parser.parse_args()
+    try:
+        if arguments.trace.is_file():
+            events = from_json(arguments.trace.read_text())
+        else:
+            modules = report.load(arguments.dump) if arguments.dump else ()
+            events = excerpt(load(arguments.trace, modules))
+    except (OSError, ValueError) as error:
+        sys.exit(f"oneshot: {error}")
+    if arguments.json:
+        arguments.json.write_text(to_json(events))
+    print("\n".join(svg(events)))
+
+
+if __name__ == "__main__":
+    main()
