@@ -201,22 +201,28 @@ def test_versions_of_plugins(
 PLUGIN = """
 #include <stddef.h>
 struct extension { size_t size; int type; struct extension* next; };
-static struct extension last = {24, TYPE, NULL}, first = {24, 3, &last};
+static struct extension last = {SIZE, TYPE, NULL}, first = {24, 3, &last};
 static struct { size_t size; struct extension* extensions; size_t version_size; void* none;
                 int major, minor; } api = {4096, &first, 24, NULL, 0, 115};
 void* GetPjrtApi(void) { return &api; }
 """
 
 
+def plugin(kind: int, size: int) -> str:
+    """The source of a plugin with an extension of that type and size."""
+    return PLUGIN.replace("TYPE", str(kind)).replace("SIZE", str(size))
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.parametrize(
     ("source", "status", "text"),
     [
-        (PLUGIN.replace("TYPE", "24"), doctor.OK, "PJRT 0.115, {file}, takes passes"),
-        (PLUGIN.replace("TYPE", "23"), doctor.PROBLEM, "no XlaTransform extension"),
+        (plugin(24, 40), doctor.OK, "PJRT 0.115, {file}, takes passes (XlaTransform, 40 bytes)"),
+        (plugin(24, 24), doctor.PROBLEM, "24 bytes): 40 are needed"),
+        (plugin(23, 40), doctor.PROBLEM, "no XlaTransform extension"),
         ("int other;", doctor.PROBLEM, "can't be opened"),
     ],
-    ids=["new", "old", "none"],
+    ids=["new", "other", "old", "none"],
 )
 def test_plugin(
     source: str, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

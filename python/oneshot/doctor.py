@@ -26,7 +26,7 @@ PROBLEM = "PROBLEM"
 """Keeps Oneshot off."""
 
 _OLDEST_JAX = (0, 11, 2)
-_XLA_TRANSFORM = 24  # type of the PJRT extension
+_XLA_TRANSFORM, _XLA_TRANSFORM_BYTES = 24, 40  # type and size of the PJRT extension, version 1
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
@@ -201,11 +201,16 @@ def _plugin(file: Path) -> Check:
     while address:
         extension = _Extension.from_address(address)
         if extension.type == _XLA_TRANSFORM:
-            return Check(name, OK, f"{text}, takes passes")
+            break
         address = extension.next
     oldest = ".".join(map(str, _OLDEST_JAX))
     advice = f"install the plugin of jax {oldest} or later"
-    return Check(name, PROBLEM, f"{text} has no XlaTransform extension", advice)
+    if not address:
+        return Check(name, PROBLEM, f"{text} has no XlaTransform extension", advice)
+    text += f", takes passes (XlaTransform, {extension.size} bytes)"
+    if extension.size < _XLA_TRANSFORM_BYTES:
+        return Check(name, PROBLEM, f"{text}: {_XLA_TRANSFORM_BYTES} are needed", advice)
+    return Check(name, OK, text)
 
 
 def _own_libraries() -> Iterator[Check]:
