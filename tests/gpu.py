@@ -252,9 +252,11 @@ def soak(log: Log) -> None:
 
 # On two devices, without Oneshot being on.
 EXPLAIN = """
-import llama_decode, oneshot
+import llama_decode, oneshot, pathlib, sys
 decoder = llama_decode.Decoder(llama_decode.Config(tp=2, dtype="bf16"))
-print(oneshot.explain(decoder._run, decoder.parameters, decoder.new_cache(), decoder.inputs[0]))
+found = oneshot.explain(decoder._run, decoder.parameters, decoder.new_cache(), decoder.inputs[0])
+print(found)
+pathlib.Path(sys.argv[1]).write_text(found.html())
 """
 
 
@@ -269,7 +271,8 @@ def tools(log: Log, folder: Path) -> None:
     code, out = log.run([*python, "doctor", "--json"], {"ONESHOT": "1"})
     log.check("doctor --json", code == 0 and json.loads(out)["ok"])
     path = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{MODELS}"}
-    code, out = log.run([sys.executable, "-c", EXPLAIN], path | {"ONESHOT": "0"})
+    explain = [sys.executable, "-c", EXPLAIN, str(folder / "explain.html")]
+    code, out = log.run(explain, path | {"ONESHOT": "0"})
     found = re.search(r"(\d+) of (\d+) all-reduces fused", out)
     log.check("explain(function)", code == 0 and found is not None and found[1] == found[2] != "0")
     with tempfile.TemporaryDirectory() as scratch:

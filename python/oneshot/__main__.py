@@ -157,7 +157,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.function is _run and not arguments.program:
         run.error("a script is required")
-    return arguments.function(arguments)
+    try:
+        return arguments.function(arguments)
+    except BrokenPipeError:
+        if arguments.function is _run:
+            raise
+        # Whoever reads has seen enough, `| head` for instance. Python must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

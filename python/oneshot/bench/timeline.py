@@ -59,8 +59,7 @@ class Event:
     @property
     def layer(self) -> str:
         """Its named scopes, or what there is of a place in the program."""
-        parts = self.op_name.split("/")
-        return "/".join(parts[1:-1]) or self.op_name
+        return report.scopes(self.op_name) or self.op_name
 
 
 def load(directory: Path, modules: Iterable[report.Module] = ()) -> list[Event]:
