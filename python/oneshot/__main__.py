@@ -70,6 +70,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _progress(text: str) -> None:
+    """Shows one line in place of the last, to people; an empty one takes it away."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from oneshot.bench.models import MODELS
 
@@ -85,7 +91,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     for line in bench.header():
         print(line, flush=True)
     try:
-        for row in bench.run(cases, arguments.devices, arguments.rounds):
+        for row in bench.run(cases, arguments.devices, arguments.rounds, _progress):
+            _progress("")
             print(bench.line(row), flush=True)
             if arguments.json:
                 with arguments.json.open("a") as file:

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 ARMS = {
@@ -115,13 +115,19 @@ class Row:
         return stock / self.median("oneshot")
 
 
-def run(cases: Sequence[Case], devices: int, rounds: int) -> Iterator[Row]:
+def run(
+    cases: Sequence[Case],
+    devices: int,
+    rounds: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Row]:
     """Measures each case in all arms.
 
     Args:
       cases: what to measure.
       devices: how many GPUs to use; tensor parallelism over all of them.
       rounds: how many samples of each arm.
+      progress: is told what happens next.
 
     Yields:
       A row for each case, as soon as it has been measured.
@@ -130,11 +136,14 @@ def run(cases: Sequence[Case], devices: int, rounds: int) -> Iterator[Row]:
     arms = [Arm(name, devices, autotuned) for name in ARMS]
     try:
         for case in cases:
+            name = f"{case.model}, batch {case.batch}, {case.loop} loop"
+            progress(f"{name}: compiling")
             request = {"model": case.model, "batch": case.batch, "loop": case.loop}
             prepared = {arm.name: arm.ask(do="prepare", **request) for arm in arms}
             layers = int(str(prepared["oneshot"]["layers"]))
             times: dict[str, list[float]] = {arm.name: [] for arm in arms}
-            for _ in range(rounds):
+            for i in range(rounds):
+                progress(f"{name}: round {i + 1} of {rounds}")
                 for arm in arms:
                     times[arm.name].append(float(str(arm.ask(do="sample")["us"])) / layers)
             yield Row(case, layers, times, str(prepared["oneshot"]["fused"]))
