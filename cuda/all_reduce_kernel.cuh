@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The kernel: a one-shot all-reduce and the epilogue program that follows it.
+// The kernel: an all-reduce and the epilogue program that follows it.
 // It is compiled at run time, behind kernel_arguments.h and the constants that
 // kernel_source.cc writes for one program, shape and number of ranks (kRanks,
 // kHidden, ...), and in front of the program, which becomes `struct Program`.
@@ -17,19 +17,31 @@
 //          of a packet costs one trip across the link and no ordering.
 //   clear  The thread that read a packet writes the sentinel back.
 //
+// That is the one-shot all-reduce: one trip, and every rank adds up everything.
+// A large message between many ranks is limited by the link, though. The
+// two-shot one sends less for one more trip. Each packet has an owner:
+//
+//   push   A rank writes its x to its place in the slot of the owner alone.
+//   reduce The owner waits for the packets of its peers, adds them up and
+//          writes the sum to its own place in the slot of every peer. No x
+//          comes to such a place: the owner has no use for its own.
+//   wait   The others wait for the sum.
+//
+// Both leave the same bits, in the same inboxes, in any sequence.
+//
 // Writers and readers. A word of an inbox is written by one thread of one peer
 // (push) and read and cleared by one thread of the owner. All accesses are
 // relaxed at system scope.
 //
 // Two slots suffice, and there is no ABA. A rank pushes in epoch e + 2 after
 // its kernel of epoch e + 1 ended, hence after it had read packets that every
-// peer pushed in epoch e + 1, hence after every peer had ended its kernel of
-// epoch e, clears included. So at the time of a push the slot is clear, and no
-// peer's reader of an older epoch is left. The chain runs over kernel
-// boundaries on one stream, which order memory, and over relaxed words: the
-// clear is complete in the memory of the owner before the owner's next kernel
-// begins, and the push that depends on that kernel is served by the same
-// memory, later.
+// peer pushed in epoch e + 1 (or a sum, which its owner made of such), hence
+// after every peer had ended its kernel of epoch e, clears included. So at the
+// time of a push the slot is clear, and no peer's reader of an older epoch is
+// left. The chain runs over kernel boundaries on one stream, which order
+// memory, and over relaxed words: the clear is complete in the memory of the
+// owner before the owner's next kernel begins, and the push that depends on
+// that kernel is served by the same memory, later.
 //
 // The reader clears what it read, so that nothing about the shape of earlier
 // launches is remembered: any sequence of shapes may share a workspace.
@@ -43,9 +55,11 @@
 // it waits for anything. A block waits only for what blocks of its own index
 // or, where the grids differ, blocks with the same tiles push, and these never
 // wait before they have pushed: so the waiting block of lowest index on any
-// rank is always served. Blocks of a cluster, which wait for each other, are
-// resident together. This needs a device per rank: ranks that share a device,
-// as in tests, need all their blocks resident together.
+// rank is always served. With two shots the pushes of sums come behind waits,
+// but those are waits for pushes that no wait precedes, and all ranks take the
+// tiles of a block in the same order. Blocks of a cluster, which wait for each
+// other, are resident together. This needs a device per rank: ranks that share
+// a device, as in tests, need all their blocks resident together.
 //
 // A peer that is gone. After `timeout_ns` of waiting a thread reports what it
 // waited for in `fault` and ends the kernel with a trap: the run fails on this
@@ -348,6 +362,20 @@ struct Raw {
   static constexpr int kWords = kType == kF32 ? kElements : kPairs;
   uint32_t words[kWords];
 
+  __device__ __forceinline__ static Raw From(const Pair (&values)[kPairs]) {
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      if constexpr (kType == kF32) {
+        raw.words[2 * i] = __float_as_uint(values[i].a);
+        raw.words[2 * i + 1] = __float_as_uint(values[i].b);
+      } else {
+        raw.words[i] = Encode<kType>(values[i]);
+      }
+    }
+    return raw;
+  }
+
   __device__ __forceinline__ Pair Get(int pair) const {
     if constexpr (kType == kF32) {
       return Decode<kType>(words[2 * pair], words[2 * pair + 1]);
@@ -414,16 +442,8 @@ __device__ __forceinline__ void StoreOne(void* data, int index, float value) {
 template <DType kType>
 __device__ __forceinline__ void Store(void* data, const Place& place,
                                       const Pair (&values)[kPairs]) {
-  uint32_t words[Raw<kType>::kWords];
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    if constexpr (kType == kF32) {
-      words[2 * i] = __float_as_uint(values[i].a);
-      words[2 * i + 1] = __float_as_uint(values[i].b);
-    } else {
-      words[i] = Encode<kType>(values[i]);
-    }
-  }
+  const Raw<kType> raw = Raw<kType>::From(values);
+  const auto& words = raw.words;
   char* target = static_cast<char*>(data) +
                  static_cast<int64_t>(place.index()) * (kType == kF32 ? 4 : 2);
   if constexpr (kWide && Raw<kType>::kWords >= 4) {
@@ -470,19 +490,29 @@ __device__ __forceinline__ uint4 WithoutSentinel(uint4 packet) {
   return packet;
 }
 
+// The rank that adds up a packet of a two-shot all-reduce: the warps of a row
+// in turn, so that all ranks have as much to do.
+__device__ __forceinline__ int OwnerOf(const Place& place) {
+  return (place.row + place.packet / kWarp) % kRanks;
+}
+
+// Where a rank writes to in the inboxes of others.
+__device__ __forceinline__ int64_t SlotOf(uint32_t epoch, int writer,
+                                          const Place& place) {
+  return (static_cast<int64_t>(epoch % 2) * kRanks + writer) * kMessagePackets +
+         place.wire();
+}
+
 __device__ __forceinline__ void Push(const KernelArguments& args,
                                      uint32_t epoch, const Place& place,
                                      uint4 packet) {
   if (place.count == 0) return;
   packet = WithoutSentinel(packet);
-  const int64_t target =
-      (static_cast<int64_t>(epoch % 2) * kRanks + args.rank) * kMessagePackets +
-      place.wire();
+  const int64_t target = SlotOf(epoch, args.rank, place);
 #pragma unroll
   for (int r = 0; r < kRanks; ++r) {
-    if (r != args.rank) {
-      StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
-    }
+    if (r == args.rank || (kTwoShot && r != OwnerOf(place))) continue;
+    StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
   }
 }
 
@@ -519,21 +549,70 @@ struct Watch {
 // Receives the packets of the peers, at one place of the message.
 struct Receiver {
   uint4* slots;  // at the place: packet r * kMessagePackets is that of rank r
+  int owner;     // of the packet, with two shots
 
   __device__ __forceinline__ Receiver(const KernelArguments& args,
                                       uint32_t epoch, const Place& place)
       : slots(static_cast<uint4*>(args.inboxes[args.rank]) +
-              static_cast<int64_t>(epoch % 2) * kRanks * kMessagePackets +
-              place.wire()) {}
+              SlotOf(epoch, 0, place)),
+        owner(OwnerOf(place)) {}
 
-  __device__ __forceinline__ uint4* SlotOf(int rank) const {
-    return slots + static_cast<int64_t>(rank) * kMessagePackets;
+  // Between the two shots: adds up a packet that this rank owns, and sends the
+  // sum. Returns it, as it is sent; for packets of others, what it was given.
+  __device__ __forceinline__ uint4 Reduce(const KernelArguments& args,
+                                          uint32_t epoch, const Place& place,
+                                          uint4 own) const {
+    if (owner != args.rank) return own;
+    Pair sum[kPairs];
+    AddUp(args, epoch, own, sum);
+    const Raw<kX> raw = Raw<kX>::From(sum);
+    const uint4 packet = WithoutSentinel(
+        make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]));
+    const int64_t target = SlotOf(epoch, args.rank, place);
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      if (r == args.rank) continue;
+      StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
+    }
+    return packet;
   }
 
-  // Waits for all peers. Returns the sum over the ranks.
+  // Waits for what is missing. Returns the sum over the ranks. `own` is what
+  // Reduce has returned, where there are two shots.
   __device__ __forceinline__ void Sum(const KernelArguments& args,
                                       uint32_t epoch, uint4 own,
                                       Pair (&sum)[kPairs]) const {
+    if constexpr (kTwoShot) {
+      const uint4 packet = owner == args.rank ? own : Wait(args, epoch, owner);
+      const Raw<kX> raw = {{packet.x, packet.y, packet.z, packet.w}};
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) sum[i] = raw.Get(i);
+    } else {
+      AddUp(args, epoch, own, sum);
+    }
+  }
+
+  // Makes the places ready for the launch after the next. Apart from Sum, so
+  // that nothing waits for these stores to be issued.
+  __device__ __forceinline__ void Clear(const KernelArguments& args) const {
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      if (r == args.rank) continue;
+      if (kTwoShot && owner != args.rank && r != owner) continue;
+      StoreSystem(PlaceOf(r),
+                  make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint4* PlaceOf(int rank) const {
+    return slots + static_cast<int64_t>(rank) * kMessagePackets;
+  }
+
+  // Waits for the packets of all peers and adds them to the own one.
+  __device__ __forceinline__ void AddUp(const KernelArguments& args,
+                                        uint32_t epoch, uint4 own,
+                                        Pair (&sum)[kPairs]) const {
     // The neutral element of addition is -0, not 0: -0 + -0 must stay -0.
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) sum[i] = Pair(-0.0f);
@@ -551,18 +630,6 @@ struct Receiver {
     }
   }
 
-  // Makes the places ready for the launch after the next. Apart from Sum, so
-  // that nothing waits for these stores to be issued.
-  __device__ __forceinline__ void Clear(const KernelArguments& args) const {
-#pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      if (r == args.rank) continue;
-      StoreSystem(SlotOf(r),
-                  make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
-    }
-  }
-
- private:
   __device__ __forceinline__ static void AddTo(Pair (&sum)[kPairs],
                                                uint4 packet) {
     const Raw<kX> raw = {{packet.x, packet.y, packet.z, packet.w}};
@@ -573,10 +640,10 @@ struct Receiver {
   __device__ __forceinline__ uint4 Wait(const KernelArguments& args,
                                         uint32_t epoch, int peer) const {
     Watch watch;
-    uint4 packet = LoadSystem(SlotOf(peer));
+    uint4 packet = LoadSystem(PlaceOf(peer));
     while (HasSentinel(packet)) {
       watch.Turn(args, epoch, peer);
-      packet = LoadSystem(SlotOf(peer));
+      packet = LoadSystem(PlaceOf(peer));
     }
     return packet;
   }
@@ -598,7 +665,7 @@ struct Receiver {
     while (true) {
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
-        if (pending >> r & 1) packets[r] = LoadSystem(SlotOf(first + r));
+        if (pending >> r & 1) packets[r] = LoadSystem(PlaceOf(first + r));
       }
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
@@ -838,6 +905,16 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
         own[p] = LoadPacket(args, Locate(tile, p));
       }
       program.Load(args, tile);
+    }
+    if constexpr (kTwoShot) {
+      // All of them before the first wait for a sum.
+#pragma unroll
+      for (int p = 0; p < kPackets; ++p) {
+        const Place place = Locate(tile, p);
+        if (place.count == 0) continue;
+        own[p] =
+            Receiver(args, epoch, place).Reduce(args, epoch, place, own[p]);
+      }
     }
     program.Run(args, epoch, tile, own, reducer);
   }

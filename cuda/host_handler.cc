@@ -63,30 +63,12 @@ std::optional<Seat> FindSeat(const CallAttributes& attributes, int64_t id) {
 
 // Computes the results of all ranks and lets them go on; `last` is the position
 // of the rank that arrived last, on whose thread this runs.
-void Conclude(const std::string& site, Meeting& meeting, size_t last) {
+void Conclude(Meeting& meeting, size_t last) {
   const BoundCall& first = meeting.ranks.front()->call;
   std::vector<Buffers> buffers;
-  ffi::Error error;
-  for (const auto& rank : meeting.ranks) {
-    // Program and row length are those of the attributes, which they share.
-    if (rank->call.rows != first.rows) {
-      error = SiteError(ffi::ErrorCode::kInvalidArgument, site,
-                        "the ranks of a group call with different shapes: " +
-                            std::to_string(rank->call.rows) + " and " +
-                            std::to_string(first.rows) + " rows");
-    }
-    buffers.push_back(rank->call.buffers);
-  }
-  if (error.success()) {
-    AllReduceOnHost(*first.program, first.rows, first.hidden, buffers);
-  }
-  const auto release = [error](ffi::Promise done) {
-    if (error.success()) {
-      done.SetAvailable();
-    } else {
-      done.SetError(error);
-    }
-  };
+  for (const auto& rank : meeting.ranks) buffers.push_back(rank->call.buffers);
+  AllReduceOnHost(*first.program, first.rows, first.hidden, buffers);
+  const auto release = [](ffi::Promise done) { done.SetAvailable(); };
   // XLA goes on with the rest of a rank's program inside its release, and that
   // may block: in a collective of XLA's own it waits for the ranks that would
   // be released next. So each goes on in a thread of its own, for which XLA's
@@ -162,7 +144,7 @@ ffi::Future Execute(HostCall* state, ffi::RunId run,
     complete = std::move(meeting);
     state->meetings.erase(key);
   }
-  Conclude(attributes.site, complete, seat->position);
+  Conclude(complete, seat->position);
   return future;
 }
 

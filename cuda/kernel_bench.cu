@@ -5,8 +5,11 @@
 //   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64] [--tune]
 //
 // With --tune, every tuning that fits instead of the one in use. One rank per
-// device. A line per case: the median over the samples of the
-// slowest rank's time per call.
+// device. A line per case: the median over the samples of the slowest rank's
+// time per call.
+//
+// What no such kernel can do without is timed too: being launched, reading x
+// and writing as much, and the trip of a packet from a rank to the next.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -32,7 +35,43 @@ constexpr int kLaunches = 10;  // graphs in a sample, to hide the first skew
 constexpr int kWarmUps = 10;
 constexpr int kSamples = 51;
 
+constexpr int kTrips = 1000;  // there and back
+
 __global__ void Nothing() {}
+
+// Reads and writes a message, and no more.
+__global__ void Copy(const uint4* x, uint4* out, int packets) {
+  const int packet = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (packet < packets) out[packet] = x[packet];
+}
+
+// Throws a packet to and fro. The kernel that serves has the time of it all.
+__global__ void Bounce(uint4* mine, uint4* theirs, bool serves,
+                       unsigned long long* elapsed_ns) {
+  unsigned long long start, stop;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
+  for (uint32_t trip = 1; trip <= kTrips; ++trip) {
+    for (const bool sends : {serves, !serves}) {
+      if (sends) {
+        asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %1, %1, %1};"
+                     :
+                     : "l"(theirs), "r"(trip)
+                     : "memory");
+        continue;
+      }
+      uint4 seen;
+      do {
+        asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(seen.x), "=r"(seen.y), "=r"(seen.z), "=r"(seen.w)
+                     : "l"(mine)
+                     : "memory");
+      } while (seen.x != trip || seen.y != trip || seen.z != trip ||
+               seen.w != trip);
+    }
+  }
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(stop));
+  if (serves) *elapsed_ns = stop - start;
+}
 
 struct Timed {
   cudaGraph_t graph = nullptr;
@@ -99,6 +138,35 @@ double Measure(const VirtualRanks& ranks, const Enqueue& enqueue) {
   return samples[samples.size() / 2];
 }
 
+// Microseconds that a packet takes from one rank to another.
+double MeasureTrip(const VirtualRank& server, const VirtualRank& client) {
+  const VirtualRank* sides[] = {&server, &client};
+  uint4* packets[2];
+  unsigned long long* elapsed_ns = nullptr;
+  ONESHOT_CHECK_CUDA(
+      cudaHostAlloc(&elapsed_ns, sizeof(*elapsed_ns), cudaHostAllocPortable));
+  for (int side = 0; side < 2; ++side) {
+    sides[side]->MakeCurrent();
+    ONESHOT_CHECK_CUDA(cudaMalloc(&packets[side], sizeof(uint4)));
+    ONESHOT_CHECK_CUDA(cudaMemset(packets[side], 0, sizeof(uint4)));
+    ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
+  }
+  for (int side = 0; side < 2; ++side) {
+    sides[side]->MakeCurrent();
+    Bounce<<<1, 1, 0, sides[side]->stream>>>(packets[side], packets[1 - side],
+                                             side == 0, elapsed_ns);
+    ONESHOT_CHECK_CUDA(cudaGetLastError());
+  }
+  for (int side = 0; side < 2; ++side) {
+    sides[side]->MakeCurrent();
+    ONESHOT_CHECK_CUDA(cudaStreamSynchronize(sides[side]->stream));
+    ONESHOT_CHECK_CUDA(cudaFree(packets[side]));
+  }
+  const double trip = static_cast<double>(*elapsed_ns) / (2e3 * kTrips);
+  ONESHOT_CHECK_CUDA(cudaFreeHost(elapsed_ns));
+  return trip;
+}
+
 // The programs that are timed. `%a` stands for 1 / hidden.
 struct Case {
   const char* name;
@@ -160,6 +228,30 @@ RankBuffers Allocate(const EpilogueProgram& program, size_t bytes) {
   return buffers;
 }
 
+// Microseconds to read a message and write it elsewhere, on every rank.
+double MeasureCopy(const VirtualRanks& ranks, size_t bytes) {
+  constexpr int kThreads = 128;
+  const int packets = static_cast<int>(bytes / sizeof(uint4));
+  std::vector<uint4*> memory(ranks.size());
+  for (int r = 0; r < ranks.size(); ++r) {
+    ranks[r].MakeCurrent();
+    ONESHOT_CHECK_CUDA(cudaMalloc(&memory[r], 2 * bytes));
+    ONESHOT_CHECK_CUDA(cudaMemset(memory[r], 0, 2 * bytes));
+    ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
+  }
+  const double time = Measure(ranks, [&](const VirtualRank& rank) {
+    uint4* x = memory[rank.view.rank];
+    const int blocks = (packets + kThreads - 1) / kThreads;
+    Copy<<<blocks, kThreads, 0, rank.stream>>>(x, x + packets, packets);
+    ONESHOT_CHECK_CUDA(cudaGetLastError());
+  });
+  for (int r = 0; r < ranks.size(); ++r) {
+    ranks[r].MakeCurrent();
+    ONESHOT_CHECK_CUDA(cudaFree(memory[r]));
+  }
+  return time;
+}
+
 // The tunings to time: the one that is in use, or all that fit.
 std::vector<std::optional<Tuning>> Tunings(bool all) {
   if (!all) return {std::nullopt};
@@ -167,7 +259,9 @@ std::vector<std::optional<Tuning>> Tunings(bool all) {
   for (const int cluster : {1, 2, 4, 8}) {
     for (const int threads : {64, 128, 256, 512, 1024}) {
       for (const int packets : {1, 2, 4}) {
-        tunings.push_back(Tuning{threads, packets, cluster});
+        for (const bool two_shot : {false, true}) {
+          tunings.push_back(Tuning{threads, packets, cluster, two_shot});
+        }
       }
     }
   }
@@ -190,8 +284,12 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
     ONESHOT_CHECK_CUDA(cudaGetLastError());
   });
   std::printf("ranks=%d empty kernel: %.2f us\n", ranks.size(), nothing);
+  std::printf("ranks=%d trip of a packet: %.2f us\n", ranks.size(),
+              MeasureTrip(ranks[0], ranks[1]));
   for (const int hidden : hiddens) {
     for (const int rows : row_counts) {
+      std::printf("ranks=%d [%d,%d] bf16 copy: %.2f us\n", ranks.size(), rows,
+                  hidden, MeasureCopy(ranks, size_t{2} * rows * hidden));
       for (const Case& timed : kCases) {
         const EpilogueProgram program = ProgramOf(timed, hidden);
         std::vector<RankBuffers> buffers(ranks.size());
@@ -225,9 +323,10 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
           });
           std::printf(
               "ranks=%d [%d,%d] bf16 %s: %.2f us  (%d blocks of %d, %d packets "
-              "a thread, clusters of %d)\n",
+              "a thread, clusters of %d, %s)\n",
               ranks.size(), rows, hidden, timed.name, time, plan->blocks,
-              plan->tuning.threads, plan->tuning.packets, plan->tuning.cluster);
+              plan->tuning.threads, plan->tuning.packets, plan->tuning.cluster,
+              plan->tuning.two_shot ? "two shots" : "one shot");
           std::fflush(stdout);
         }
         for (int r = 0; r < ranks.size(); ++r) {

@@ -421,7 +421,9 @@ std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
   constant("kBlocks", plan.blocks);
   constant("kMessagePackets", MaxMessageBytes(ranks) / kPacketBytes);
   constant("kReductions", std::max(1, MostReductions(program)));
-  out << "constexpr bool kWide = " << (wide ? "true" : "false") << ";\n"
+  out << "constexpr bool kTwoShot = "
+      << (plan.tuning.two_shot ? "true" : "false") << ";\n"
+      << "constexpr bool kWide = " << (wide ? "true" : "false") << ";\n"
       << "}  // namespace oneshot\n"
       << kAllReduceKernelText << "namespace oneshot {\n"
       << "// " << ToText(program) << "\n"

@@ -56,6 +56,8 @@ constexpr char kNorm[] =
 TEST(KernelSourceTest, EveryArchitecture) {
   for (const int compute_capability : {80, 90, 100}) {
     Compile(Parse(kNorm), {8, 8192}, 2, compute_capability, /*wide=*/true);
+    // In two shots.
+    Compile(Parse(kNorm), {8, 8192}, 8, compute_capability, /*wide=*/true);
   }
 }
 

@@ -15,6 +15,19 @@ constexpr int kSmallBlock = 128;
 // then resident at once with up to 128 registers a thread.
 constexpr int kThreadsPerMultiprocessor = 512;
 
+// What the link carries in the time of one more trip, by measurement between
+// two H200; see docs/benchmarks.
+constexpr int64_t kTripBytes = 400 << 10;
+
+// In two shots it is sums that are sent, so these must have the type of x.
+bool CanTakeTwoShots(const EpilogueProgram& program) {
+  return std::all_of(program.instructions.begin(), program.instructions.end(),
+                     [&](const Instruction& instruction) {
+                       return instruction.op != Op::kSum ||
+                              instruction.round == program.x;
+                     });
+}
+
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows and row length as the kernel sees them.
@@ -23,6 +36,7 @@ struct Shape {
   int64_t hidden;
   int64_t packets;  // in a row
   bool reduces;     // along a row
+  bool two_shot;
 };
 
 std::optional<Shape> ShapeOnWire(const EpilogueProgram& program, int64_t rows,
@@ -38,7 +52,8 @@ std::optional<Shape> ShapeOnWire(const EpilogueProgram& program, int64_t rows,
       (analysis.has_reduction && row_bytes > kMaxRowBytes)) {
     return std::nullopt;
   }
-  return Shape{rows, hidden, row_bytes / kPacketBytes, analysis.has_reduction};
+  return Shape{rows, hidden, row_bytes / kPacketBytes, analysis.has_reduction,
+               TakesTwoShots(program, rows * row_bytes, ranks)};
 }
 
 // Blocks that one call may put on the device at once.
@@ -78,6 +93,7 @@ Tuning Choose(const Shape& shape, const DeviceLimits& device) {
   }
   const int64_t needed = CeilDivide(shape.packets, kWarp) * kWarp;
   tuning.threads = static_cast<int>(std::min<int64_t>(tuning.threads, needed));
+  tuning.two_shot = shape.two_shot;
   return tuning;
 }
 
@@ -110,6 +126,12 @@ std::optional<LaunchPlan> Spread(const Shape& shape, const Tuning& tuning,
 
 }  // namespace
 
+bool TakesTwoShots(const EpilogueProgram& program, int64_t bytes, int ranks) {
+  // (ranks - 1) messages in one shot, 2 * (ranks - 1) / ranks in two.
+  return CanTakeTwoShots(program) &&
+         bytes * (ranks - 1) * (ranks - 2) > kTripBytes * ranks;
+}
+
 std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
                                      int64_t rows, int64_t hidden, int ranks,
                                      const DeviceLimits& device) {
@@ -124,7 +146,9 @@ std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
                                      const DeviceLimits& device,
                                      const Tuning& tuning) {
   const std::optional<Shape> shape = ShapeOnWire(program, rows, hidden, ranks);
-  if (!shape) return std::nullopt;
+  if (!shape || (tuning.two_shot && !CanTakeTwoShots(program))) {
+    return std::nullopt;
+  }
   return Spread(*shape, tuning, device);
 }
 

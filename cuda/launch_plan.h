@@ -19,18 +19,19 @@ struct DeviceLimits {
 
 // The free choices of a plan. None of them changes a result.
 struct Tuning {
-  int threads = 0;  // in a block, a multiple of 32
-  int packets = 0;  // of a row to a thread
-  int cluster = 1;  // blocks to a row that is reduced
+  int threads = 0;        // in a block, a multiple of 32
+  int packets = 0;        // of a row to a thread
+  int cluster = 1;        // blocks to a row that is reduced
+  bool two_shot = false;  // see all_reduce_kernel.cuh
 
   bool operator==(const Tuning& other) const {
     return threads == other.threads && packets == other.packets &&
-           cluster == other.cluster;
+           cluster == other.cluster && two_shot == other.two_shot;
   }
 };
 
-// The rows the kernel sees are the wire format: all ranks must agree on them.
-// The rest only decides which thread does what.
+// The rows the kernel sees and the number of shots are the wire format: all
+// ranks must agree on them. The rest only decides which thread does what.
 struct LaunchPlan {
   int rows = 0;
   int hidden = 0;
@@ -39,6 +40,10 @@ struct LaunchPlan {
   Tuning tuning;
   int blocks = 0;  // 0: there is nothing to do
 };
+
+// Whether a message of so many bytes goes in two shots. Depends on nothing that
+// might differ between ranks.
+bool TakesTwoShots(const EpilogueProgram& program, int64_t bytes, int ranks);
 
 // Empty when a message of this shape does not fit the workspace, or a row that
 // is reduced does not fit a cluster.

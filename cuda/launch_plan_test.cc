@@ -128,6 +128,33 @@ TEST(LaunchPlanTest, PlansAreSound) {
   }
 }
 
+TEST(LaunchPlanTest, LargeMessagesBetweenManyRanksTakeTwoShots) {
+  const EpilogueProgram sum = Parse("x bf16; v0 = sum.bf16; out0 v0 f32");
+  const auto two_shot = [&](int64_t rows, int ranks) {
+    return PlanLaunch(sum, rows, 8192, ranks, kH100)->tuning.two_shot;
+  };
+  EXPECT_FALSE(two_shot(512, 2));  // would send as much
+  EXPECT_FALSE(two_shot(8, 4));
+  EXPECT_TRUE(two_shot(64, 4));
+  EXPECT_FALSE(two_shot(1, 8));
+  EXPECT_TRUE(two_shot(8, 8));
+  // All ranks have to agree, whatever their devices.
+  EXPECT_EQ(PlanLaunch(sum, 8, 8192, 8, kA100)->tuning.two_shot,
+            two_shot(8, 8));
+}
+
+TEST(LaunchPlanTest, TwoShotsNeedSumsOfTheTypeThatIsSent) {
+  const auto two_shot = [](const char* program) {
+    return PlanLaunch(Parse(program), 64, 8192, 8, kH100)->tuning.two_shot;
+  };
+  EXPECT_TRUE(two_shot("x bf16; v0 = sum.bf16; out0 v0 f32"));
+  EXPECT_TRUE(two_shot("x f32; v0 = sum; out0 v0 f32"));
+  EXPECT_FALSE(two_shot("x bf16; v0 = sum; out0 v0 f32"));
+  const EpilogueProgram wide = Parse("x bf16; v0 = sum; out0 v0 f32");
+  EXPECT_FALSE(
+      PlanLaunch(wide, 64, 8192, 8, kH100, {128, 1, 1, true}).has_value());
+}
+
 TEST(LaunchPlanTest, TuningsThatDoNotFitAreRefused) {
   const auto plan = [](const Tuning& tuning, const DeviceLimits& device) {
     return PlanLaunch(Norm("bf16"), 8, 8192, 2, device, tuning);

@@ -102,6 +102,7 @@ struct Call {
   Data data = Data::kRandom;
   bool misaligned = false;  // buffers start one element late
   bool delayed = false;     // ranks start at different times
+  bool two_shot = false;    // though the message is small
 
   int64_t elements() const { return rows * hidden; }
   int64_t Elements(Extent extent) const {
@@ -114,6 +115,7 @@ struct Call {
         std::to_string(rows) + "x" + std::to_string(hidden) + " " + Name(data);
     if (misaligned) text += " misaligned";
     if (delayed) text += " delayed";
+    if (two_shot) text += " two-shot";
     return text + " {" + ToText(program) + "}";
   }
 };
@@ -309,6 +311,31 @@ double Tolerance(const EpilogueProgram& program) {
   return tolerance;
 }
 
+// The plan in use, or the same with two shots.
+std::optional<LaunchPlan> PlanOf(const EpilogueProgram& program, int64_t rows,
+                                 int64_t hidden, bool two_shot,
+                                 const VirtualRank& rank) {
+  std::optional<LaunchPlan> plan =
+      PlanLaunch(program, rows, hidden, rank.view.ranks, rank.traits.limits);
+  if (!plan || !two_shot) return plan;
+  plan->tuning.two_shot = true;
+  return PlanLaunch(program, rows, hidden, rank.view.ranks, rank.traits.limits,
+                    plan->tuning);
+}
+
+const Kernel* KernelOf(const EpilogueProgram& program, int64_t rows,
+                       int64_t hidden, bool two_shot, bool aligned,
+                       const VirtualRank& rank, std::string* error) {
+  const std::optional<LaunchPlan> plan =
+      PlanOf(program, rows, hidden, two_shot, rank);
+  if (!plan) {
+    *error = "does not fit";
+    return nullptr;
+  }
+  return FindOrCompileKernel(program, *plan, rank.view.ranks, aligned,
+                             rank.traits, error);
+}
+
 class CallTester {
  public:
   CallTester(const VirtualRanks& ranks, uint32_t epoch)
@@ -319,8 +346,8 @@ class CallTester {
   }
 
   bool Fits(const Call& call) const {
-    return PlanLaunch(call.program, call.rows, call.hidden, ranks_.size(),
-                      ranks_[0].traits.limits)
+    return PlanOf(call.program, call.rows, call.hidden, call.two_shot,
+                  ranks_[0])
         .has_value();
   }
 
@@ -332,9 +359,8 @@ class CallTester {
       threads.emplace_back([&] {
         for (size_t c = next++; c < calls.size(); c = next++) {
           std::string error;
-          FindOrCompileKernel(calls[c].program, calls[c].rows, calls[c].hidden,
-                              ranks_.size(), !calls[c].misaligned,
-                              ranks_[0].traits, &error);
+          KernelOf(calls[c].program, calls[c].rows, calls[c].hidden,
+                   calls[c].two_shot, !calls[c].misaligned, ranks_[0], &error);
         }
       });
     }
@@ -394,9 +420,8 @@ class CallTester {
     for (int r = 0; r < ranks_.size(); ++r) {
       const VirtualRank& rank = ranks_[r];
       std::string error;
-      kernels.push_back(FindOrCompileKernel(program, call.rows, call.hidden,
-                                            ranks_.size(), IsAligned(device[r]),
-                                            rank.traits, &error));
+      kernels.push_back(KernelOf(program, call.rows, call.hidden, call.two_shot,
+                                 IsAligned(device[r]), rank, &error));
       if (kernels.back() == nullptr) {
         std::printf("  %s\n", error.c_str());
         return false;
@@ -552,10 +577,10 @@ constexpr const char* kPrograms[] = {
     "v3 = tanh v2; v4 = in0; v5 = erf v4; v6 = multiply v3 v5; out0 v6 %2",
 };
 
-EpilogueProgram MakeProgram(const char* pattern, DType wire, int64_t hidden,
-                            std::mt19937& random) {
+EpilogueProgram MakeProgram(const std::string& pattern, DType wire,
+                            int64_t hidden, std::mt19937& random) {
   std::string text;
-  for (const char* c = pattern; *c != '\0'; ++c) {
+  for (const char* c = pattern.c_str(); *c != '\0'; ++c) {
     if (*c == '.' && c[1] == '?') {
       ++c;
       if (random() % 2) text += std::string(".") + Name(kDTypes[random() % 3]);
@@ -585,6 +610,17 @@ EpilogueProgram MakeProgram(const char* pattern, DType wire, int64_t hidden,
   return program;
 }
 
+// Two shots can be had only like this.
+std::string WithSumOfWireType(std::string pattern) {
+  for (const char* sum : {"= sum.?;", "= sum;"}) {
+    const size_t at = pattern.find(sum);
+    if (at != std::string::npos) {
+      pattern.replace(at, std::strlen(sum), "= sum.%w;");
+    }
+  }
+  return pattern;
+}
+
 void TestCalls(const Options& options, Report& report) {
   const std::vector<int64_t> hidden_sizes =
       options.quick ? std::vector<int64_t>{7, 1000, 8192}
@@ -612,7 +648,10 @@ void TestCalls(const Options& options, Report& report) {
           Call call;
           call.hidden = hidden;
           call.rows = kRows[random() % 7];
-          call.program = MakeProgram(pattern, wire, hidden, random);
+          call.two_shot = random() % 2 == 0;
+          call.program =
+              MakeProgram(call.two_shot ? WithSumOfWireType(pattern) : pattern,
+                          wire, hidden, random);
           call.data = static_cast<Data>(random() % 8 < 5 ? 0 : random() % 4);
           call.misaligned = random() % 6 == 0;
           call.delayed = random() % 3 == 0;
@@ -638,7 +677,9 @@ void TestCalls(const Options& options, Report& report) {
            {Data::kNegativeZero, Data::kSentinel, Data::kSpecial}) {
         call.rows = 4;
         call.hidden = 2048;
-        call.program = MakeProgram(kPrograms[4], wire, call.hidden, random);
+        call.two_shot = ranks % 2 == 0;
+        call.program = MakeProgram(WithSumOfWireType(kPrograms[4]), wire,
+                                   call.hidden, random);
         call.data = data;
         cases.push_back({"data ranks=" + std::to_string(ranks) +
                              " wire=" + Name(wire) + " " + Name(data),
@@ -669,8 +710,8 @@ void TestInvariance(const Options& options, Report& report) {
   VirtualRanks group(std::max<int>(2, options.devices.size()), options.devices,
                      /*first_epoch=*/0);
   std::mt19937 random(1);
-  const EpilogueProgram program =
-      MakeProgram(kPrograms[5], DType::kBf16, kHidden, random);
+  const EpilogueProgram program = MakeProgram(WithSumOfWireType(kPrograms[5]),
+                                              DType::kBf16, kHidden, random);
   const DType out = program.results[0].dtype;
   std::vector<Buffers> buffers(group.size());
   for (int r = 0; r < group.size(); ++r) {
@@ -689,7 +730,9 @@ void TestInvariance(const Options& options, Report& report) {
   for (const int rows : {kRows, 1, 5}) {
     for (const Tuning& tuning :
          {Tuning{128, 1, 8}, Tuning{256, 1, 4}, Tuning{512, 2, 1},
-          Tuning{1024, 1, 1}, Tuning{128, 2, 4}, Tuning{64, 4, 4}}) {
+          Tuning{1024, 1, 1}, Tuning{128, 2, 4}, Tuning{64, 4, 4},
+          Tuning{128, 1, 8, true}, Tuning{512, 2, 1, true},
+          Tuning{64, 4, 4, true}}) {
       const std::optional<LaunchPlan> plan = PlanLaunch(
           program, rows, kHidden, group.size(), group[0].traits.limits, tuning);
       if (!plan) continue;  // no clusters on this device
@@ -831,15 +874,20 @@ struct Layer {
   DType wire;
   bool residual;
   bool norm;
+  bool two_shot;
 };
 
 // Shapes that grow, shrink and leave rows unaligned, so that what one launch
-// leaves in a slot is never what the next one overwrites.
+// leaves in a slot is never what the next one overwrites; one shot or two.
 constexpr Layer kLayers[] = {
-    {8, 8192, DType::kBf16, true, true}, {1, 7, DType::kF32, false, false},
-    {4, 1003, DType::kF16, true, true},  {1, 65536, DType::kBf16, false, false},
-    {1, 8192, DType::kBf16, true, true}, {2, 16384, DType::kF32, true, true},
-    {33, 96, DType::kF16, false, true},  {3, 16384, DType::kBf16, true, true},
+    {8, 8192, DType::kBf16, true, true, false},
+    {1, 7, DType::kF32, false, false, true},
+    {4, 1003, DType::kF16, true, true, false},
+    {1, 65536, DType::kBf16, false, false, true},
+    {1, 8192, DType::kBf16, true, true, true},
+    {2, 16384, DType::kF32, true, true, false},
+    {33, 96, DType::kF16, false, true, true},
+    {3, 16384, DType::kBf16, true, true, true},
 };
 
 struct ReplayRank {
@@ -861,7 +909,7 @@ struct ReplayRank {
 EpilogueProgram ProgramOf(const Layer& layer) {
   std::string text = "x %w; ";
   if (layer.residual) text += "in0 element %w; ";
-  text += "v0 = sum; ";
+  text += "v0 = sum.%w; ";
   text += layer.residual ? "v1 = in0; v2 = add v0 v1; "
                          : "v1 = constant 0x0p+0; v2 = add v0 v1; ";
   if (layer.norm) {
@@ -873,7 +921,7 @@ EpilogueProgram ProgramOf(const Layer& layer) {
   text += "out0 v2 %w";
   if (layer.norm) text += "; out1 v10 %w";
   std::mt19937 unused;
-  return MakeProgram(text.c_str(), layer.wire, layer.hidden, unused);
+  return MakeProgram(text, layer.wire, layer.hidden, unused);
 }
 
 void CaptureLayers(const VirtualRank& rank, ReplayRank& state) {
@@ -897,9 +945,8 @@ void CaptureLayers(const VirtualRank& rank, ReplayRank& state) {
     if (layer.norm) p.buffers.results[1] = state.Allocate(bytes);
     const EpilogueProgram program = ProgramOf(layer);
     std::string error;
-    p.kernel =
-        FindOrCompileKernel(program, layer.rows, layer.hidden, rank.view.ranks,
-                            IsAligned(p.buffers), rank.traits, &error);
+    p.kernel = KernelOf(program, layer.rows, layer.hidden, layer.two_shot,
+                        IsAligned(p.buffers), rank, &error);
     if (p.kernel == nullptr) {
       std::printf("%s\n", error.c_str());
       std::exit(1);

@@ -48,7 +48,7 @@ def test_command_line(run: Path) -> None:
 
     drawn = draw(run / "trace", "--dump", run / "dump", "--json", layer)
     assert "3  oneshot_all_reduce" in drawn
-    assert re.search(r"layer_\d/(attention|mlp)", drawn)
+    assert re.search(r"layer_[01]/(attention|mlp)", drawn)
     assert draw(layer) == drawn
 
 

@@ -29,8 +29,7 @@ bool IsAdd(const HloInstruction* hlo) {
 // An all-reduce that only an addition reads, and that may be replaced.
 HloAllReduceInstruction* AsSum(HloInstruction* hlo,
                                const MayAbsorb& may_absorb) {
-  if (hlo->opcode() != HloOpcode::kAllReduce || !HasOneReader(hlo) ||
-      hlo->shape().element_type() != xla::F32) {
+  if (hlo->opcode() != HloOpcode::kAllReduce || !HasOneReader(hlo)) {
     return nullptr;
   }
   const auto sums = SumsOf(hlo, may_absorb);
@@ -85,7 +84,10 @@ bool FindMatch(HloInstruction* add, const MayAbsorb& may_absorb, Match* match) {
       *match = {first, second, nullptr};
       return true;
     }
-    if (!IsAdd(other) || !HasOneReader(other) || !may_absorb(other)) continue;
+    if (add->shape().element_type() != xla::F32 || !IsAdd(other) ||
+        !HasOneReader(other) || !may_absorb(other)) {
+      continue;
+    }
     for (const int inner : {0, 1}) {
       if (HloAllReduceInstruction* first =
               AsSum(other->mutable_operand(inner), may_absorb)) {

@@ -22,10 +22,13 @@ namespace oneshot {
 // =>
 //   t = add(h, all-reduce(add(a, b)))
 //
-// XLA does the same where the two are added directly. In float32 only: there it
-// is another order of the additions, which an all-reduce does not promise
-// anyway, while in a narrower type each rank would round what it sends. Both
-// all-reduces must be over the same groups, and read by nobody else.
+// Where the two are added directly, XLA does the same with what is left of them
+// after Oneshot, in every type; so the result is rounded as XLA rounds it. With
+// something in between XLA keeps both, and so does this pass unless all is in
+// float32: there it is another order of the additions, which an all-reduce does
+// not promise anyway, while in a narrower type each rank would round what it
+// sends. Both all-reduces must be over the same groups, and read by nobody
+// else.
 class AllReduceReassociation : public xla::HloModulePass {
  public:
   explicit AllReduceReassociation(

@@ -26,6 +26,9 @@ int AllReducesAfter(absl::string_view body) {
   add16 { a = bf16[] parameter(0)
           b = bf16[] parameter(1)
           ROOT s = bf16[] add(a, b) }
+  add32 { a = s32[] parameter(0)
+          b = s32[] parameter(1)
+          ROOT s = s32[] add(a, b) }
   max { a = f32[] parameter(0)
         b = f32[] parameter(1)
         ROOT s = f32[] maximum(a, b) }
@@ -138,7 +141,8 @@ TEST(AllReduceReassociationTest, OtherReductionsStay) {
             2);
 }
 
-TEST(AllReduceReassociationTest, NarrowTypesStay) {
+// As XLA does it itself.
+TEST(AllReduceReassociationTest, NarrowTypesAddedDirectly) {
   EXPECT_EQ(AllReducesAfter(R"(
     xn = bf16[4,8] convert(x)
     yn = bf16[4,8] convert(y)
@@ -147,6 +151,30 @@ TEST(AllReduceReassociationTest, NarrowTypesStay) {
     a = bf16[4,8] all-reduce(xt), channel_id=1, ALL16
     b = bf16[4,8] all-reduce(yt), channel_id=2, ALL16
     ROOT t = bf16[4,8] add(a, b))"),
+            1);
+}
+
+TEST(AllReduceReassociationTest, NarrowTypesApartStay) {
+  EXPECT_EQ(AllReducesAfter(R"(
+    xn = bf16[4,8] convert(x)
+    yn = bf16[4,8] convert(y)
+    hn = bf16[4,8] convert(h)
+    xt = bf16[4,8] tanh(xn)
+    yt = bf16[4,8] tanh(yn)
+    a = bf16[4,8] all-reduce(xt), channel_id=1, ALL16
+    b = bf16[4,8] all-reduce(yt), channel_id=2, ALL16
+    u = bf16[4,8] add(hn, a)
+    ROOT t = bf16[4,8] add(u, b))"),
+            2);
+}
+
+TEST(AllReduceReassociationTest, IntegersStay) {
+  EXPECT_EQ(AllReducesAfter(R"(
+    xn = s32[4,8] convert(x)
+    yn = s32[4,8] convert(y)
+    a = s32[4,8] all-reduce(xn), channel_id=1, ALL32
+    b = s32[4,8] all-reduce(yn), channel_id=2, ALL32
+    ROOT t = s32[4,8] add(a, b))"),
             2);
 }
 

@@ -154,18 +154,19 @@ const PJRT_Extension_Base* FindExtension(const PJRT_Api* api) {
   return nullptr;
 }
 
-// The text of a PJRT error, which is destroyed. Leaked: see hook.h.
+// The text of a PJRT error, which is destroyed; valid until the next call.
 const char* TakeError(const PJRT_Api* api, PJRT_Error* error) {
+  static std::string text;
   PJRT_Error_Message_Args message = {};
   message.struct_size = PJRT_Error_Message_Args_STRUCT_SIZE;
   message.error = error;
   api->PJRT_Error_Message(&message);
-  auto* text = new std::string(message.message, message.message_size);
+  text.assign(message.message, message.message_size);
   PJRT_Error_Destroy_Args destroy = {};
   destroy.struct_size = PJRT_Error_Destroy_Args_STRUCT_SIZE;
   destroy.error = error;
   api->PJRT_Error_Destroy(&destroy);
-  return text->c_str();
+  return text.c_str();
 }
 
 }  // namespace

@@ -28,8 +28,8 @@ int oneshot_hook_configure(const char* pass_library, const char* xla_dir,
 
 // Registers the pass with the PJRT plugin behind `pjrt_api` (const PJRT_Api*).
 // `compile` (OneshotCompile of pass_library.h) is asked for the kernel of every
-// rewrite; null: of none. Returns null, or why it could not; that string lives
-// forever.
+// rewrite; null: of none. Returns null, or why it could not; that string is
+// valid until the next call.
 const char* oneshot_hook_register(const void* pjrt_api, void* compile);
 
 // Runs the pass on a serialized HloModuleProto for `platform` ("Host" or

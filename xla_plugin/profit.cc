@@ -2,21 +2,25 @@
 
 #include "xla_plugin/profit.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "cuda/float_formats.h"
+#include "cuda/launch_plan.h"
 #include "cuda/limits.h"
 
 namespace oneshot {
 namespace {
 
-// What one rank sends in all. A one-shot all-reduce sends its message to every
-// peer, so beyond some size the two-step ones of stock XLA move less. Between
-// two ranks both move the same, and the kernel was ahead at all sizes that were
-// measured (docs/benchmarks); for more ranks this is the same time on the link,
-// not a measurement.
+// Beyond this an all-reduce is limited by the link, and what the kernel saves
+// no longer counts. Between two ranks the kernel was ahead at all sizes that
+// were measured (docs/benchmarks); for more ranks this is the same time on the
+// link, not a measurement.
 constexpr int64_t kMaxSentBytes = int64_t{8} << 20;
+
+// What one rank sends in all.
+int64_t SentBytes(const EpilogueProgram& program, int64_t bytes, int ranks) {
+  return TakesTwoShots(program, bytes, ranks) ? 2 * bytes * (ranks - 1) / ranks
+                                              : bytes * (ranks - 1);
+}
 
 }  // namespace
 
@@ -32,11 +36,16 @@ std::optional<std::string> WhyNotProfitable(const EpilogueProgram& program,
     rows = 1;
   }
   const int64_t bytes = rows * PaddedRowBytes(hidden * ByteWidth(program.x));
-  const int64_t most = std::min(MaxMessageBytes(static_cast<int>(ranks)),
-                                kMaxSentBytes / (ranks - 1));
-  if (bytes > most) {
+  const int count = static_cast<int>(ranks);
+  if (bytes > MaxMessageBytes(count)) {
     return absl::StrCat("message of ", bytes, " bytes is too large; at most ",
-                        most, " between ", ranks, " ranks");
+                        MaxMessageBytes(count), " between ", ranks, " ranks");
+  }
+  const int64_t sent = SentBytes(program, bytes, count);
+  if (sent > kMaxSentBytes) {
+    return absl::StrCat("message of ", bytes, " bytes is too large; each of ",
+                        ranks, " ranks would send ", sent, ", at most ",
+                        kMaxSentBytes);
   }
   return std::nullopt;
 }

@@ -2,8 +2,9 @@
 //
 // The one place that decides whether a rewrite that is correct is also wanted.
 //
-// The rule: it is, for groups of 2 to 8 ranks, as long as what a rank sends to
-// all its peers together is no more than 8 MiB. The epilogue does not matter:
+// The rule: it is, for groups of 2 to 8 ranks, as long as the message fits the
+// workspace and what a rank sends to all its peers together is no more than
+// 8 MiB. The epilogue does not matter:
 // whatever it holds would otherwise be another kernel, or a part of one that
 // has to read the sum again.
 

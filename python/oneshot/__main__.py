@@ -83,17 +83,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in ("op", *MODELS)]:
         return _fail(f"no model {unknown[0]!r}; there are op, {', '.join(MODELS)}")
     cases = [
-        bench.Case(model, batch, loop)
+        bench.Case(model, arguments.layers, batch, loop)
         for model in names
         for batch in arguments.batches
-        for loop in (["device"] if model == "op" else arguments.loops)
+        for loop in arguments.loops
     ]
     for line in bench.header():
         print(line, flush=True)
     try:
-        for row in bench.run(cases, arguments.devices, arguments.rounds, _progress):
+        profiled = arguments.profile
+        for row in bench.run(cases, arguments.devices, arguments.rounds, profiled, _progress):
             _progress("")
-            print(bench.line(row), flush=True)
+            for text in (bench.line(row), *bench.profile_lines(row)):
+                print(text, flush=True)
             if arguments.json:
                 with arguments.json.open("a") as file:
                     print(json.dumps(dataclasses.asdict(row)), file=file)
@@ -150,10 +152,14 @@ def main(argv: list[str] | None = None) -> int:
         help="op, or names of oneshot.bench.models; default: all of them",
     )
     measure.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    measure.add_argument("--layers", type=int, default=8, help="of each model")
     loops = ["device", "python"]
     measure.add_argument("--loops", nargs="+", default=loops, choices=loops)
     measure.add_argument("--devices", type=int, default=2, help="GPUs to use")
     measure.add_argument("--rounds", type=int, default=11, help="samples of each arm")
+    measure.add_argument(
+        "--profile", action="store_true", help="show each arm's kernels and graph launches, too"
+    )
     measure.add_argument("--json", type=Path, help="file to add every sample to")
     measure.set_defaults(function=_bench)
 

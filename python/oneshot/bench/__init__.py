@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 ARMS = {
     "stock": {"ONESHOT": "0"},
@@ -36,11 +37,13 @@ class Case:
     Attributes:
       model: a name of `oneshot.bench.models.MODELS`, or "op" for the bare sequence of all-reduce,
         residual and RMSNorm.
+      layers: of the model; the times are per layer.
       batch: sequences, with one new token each.
-      loop: "device" (many steps in one program) or "python" (a call a step, caches donated).
+      loop: "device" (many steps in one program) or "python" (a call a step, its state donated).
     """
 
     model: str
+    layers: int
     batch: int
     loop: str
 
@@ -51,12 +54,18 @@ class Arm:
     def __init__(self, name: str, devices: int, autotuned: str):
         self.name = name
         environ = os.environ | ARMS[name]
-        # The arms share the GPUs, and what one of them has found out about a GEMM: else they might
-        # differ in what is the same for all.
+        flags = [
+            environ.get("XLA_FLAGS", ""),
+            # What one of them has found out about a GEMM: else they might differ in what is the
+            # same for all.
+            f"--xla_gpu_per_fusion_autotune_cache_dir={autotuned}",
+            # Else a profile shows another program than the one that was timed.
+            "--xla_enable_command_buffers_during_profiling=true",
+        ]
         environ |= {
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} "
-            f"--xla_gpu_per_fusion_autotune_cache_dir={autotuned}".strip(),
+            # The arms share the GPUs.
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(ARMS):.2f}",
+            "XLA_FLAGS": " ".join(flags).strip(),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "oneshot.bench.worker", str(devices)],
@@ -66,7 +75,7 @@ class Arm:
             text=True,
         )
 
-    def ask(self, **request: object) -> dict[str, object]:
+    def ask(self, **request: object) -> dict[str, Any]:
         """Sends a request and waits for the answer.
 
         Raises:
@@ -96,13 +105,18 @@ class Row:
       case: the case.
       layers: what the times are divided by.
       times: by arm, microseconds per layer, one of each round.
+      compile_s: by arm, seconds of the compilation; the first arm's includes what the others take
+        from its autotuning.
       fused: all-reduces that Oneshot has replaced, and all of them.
+      profiles: by arm, see `oneshot.bench.profile`; empty if none were asked for.
     """
 
     case: Case
     layers: int
     times: dict[str, list[float]]
+    compile_s: dict[str, float]
     fused: str
+    profiles: dict[str, dict[str, object]]
 
     def median(self, arm: str) -> float:
         """Microseconds per layer."""
@@ -119,6 +133,7 @@ def run(
     cases: Sequence[Case],
     devices: int,
     rounds: int,
+    profiled: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Row]:
     """Measures each case in all arms.
@@ -127,10 +142,14 @@ def run(
       cases: what to measure.
       devices: how many GPUs to use; tensor parallelism over all of them.
       rounds: how many samples of each arm.
+      profiled: whether each arm runs once more under JAX's profiler.
       progress: is told what happens next.
 
     Yields:
       A row for each case, as soon as it has been measured.
+
+    Raises:
+      RuntimeError: an arm has ended, or can't run a case.
     """
     autotuned = tempfile.mkdtemp(prefix="oneshot-bench-")
     arms = [Arm(name, devices, autotuned) for name in ARMS]
@@ -138,15 +157,21 @@ def run(
         for case in cases:
             name = f"{case.model}, batch {case.batch}, {case.loop} loop"
             progress(f"{name}: compiling")
-            request = {"model": case.model, "batch": case.batch, "loop": case.loop}
-            prepared = {arm.name: arm.ask(do="prepare", **request) for arm in arms}
-            layers = int(str(prepared["oneshot"]["layers"]))
+            prepared = {arm.name: arm.ask(do="prepare", **asdict(case)) for arm in arms}
+            layers = prepared["oneshot"]["layers"]
             times: dict[str, list[float]] = {arm.name: [] for arm in arms}
             for i in range(rounds):
                 progress(f"{name}: round {i + 1} of {rounds}")
                 for arm in arms:
-                    times[arm.name].append(float(str(arm.ask(do="sample")["us"])) / layers)
-            yield Row(case, layers, times, str(prepared["oneshot"]["fused"]))
+                    times[arm.name].append(arm.ask(do="sample")["us"] / layers)
+            yield Row(
+                case,
+                layers,
+                times,
+                {name: answer["compile_s"] for name, answer in prepared.items()},
+                prepared["oneshot"]["fused"],
+                {arm.name: arm.ask(do="profile") for arm in arms} if profiled else {},
+            )
     finally:
         for arm in arms:
             arm.close()
@@ -166,3 +191,15 @@ def line(row: Row) -> str:
     return (
         f"| {case.model} | {case.batch} | {case.loop} | {cells} | {row.ratio:.2f} | {row.fused} |"
     )
+
+
+def profile_lines(row: Row) -> Iterator[str]:
+    """What each arm does in a step: microseconds of the first GPU."""
+    for arm, profile in row.profiles.items():
+        yield (
+            f"  {arm}: {profile['graph_launches']:.1f} graph launches and "
+            f"{profile['launches']:.1f} others a step, graph updates "
+            f"{profile['graph_updates_us']:.0f} us; kernels {profile['kernels_us']:.0f} us:"
+        )
+        for name, count, time in profile["kernels"]:
+            yield f"    {time:8.1f} us {count:6.1f} x {name[:70]}"

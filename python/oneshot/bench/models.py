@@ -30,7 +30,6 @@ class Config:
       ffn: F.
       gemma: Gemma-2's block: norms with a gain of one plus the parameter before and after each
         half, tanh-GELU, and soft-capped attention. Otherwise Llama's.
-      layers: how many layers the benchmark has; the times are per layer.
     """
 
     hidden: int
@@ -39,7 +38,6 @@ class Config:
     head_size: int
     ffn: int
     gemma: bool = False
-    layers: int = 8
 
 
 MODELS = {

@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 from oneshot.bench import ARMS
 
@@ -34,7 +35,7 @@ def chart(groups: dict[str, dict[str, float]], title: str) -> Iterator[str]:
         'font-family="sans-serif" font-size="12">'
     )
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
-    yield f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{title}</text>'
+    yield f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{escape(title)}</text>'
     for i, (arm, name) in enumerate(NAMES.items()):
         x = LEFT + i * 150
         yield f'<rect x="{x}" y="34" width="12" height="12" fill="{COLORS[arm]}"/>'

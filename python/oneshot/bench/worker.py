@@ -3,10 +3,14 @@
 
 prepare: compiles the program of a case and runs it once.
 sample: measures it once.
+profile: runs it once under JAX's profiler.
 """
 
+import functools
+import itertools
 import json
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -18,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneshot.bench import models
+from oneshot.bench import models, profile
 
 STEPS = 64
 """Steps of a sample."""
@@ -33,110 +37,131 @@ class Program:
 
     Attributes:
       layers: per step.
+      compile_s: seconds that the compilation took.
       fused: replaced all-reduces and all of them, as text.
     """
 
-    def __init__(self, layers: int, sample: Callable[[], None], text: str):
+    def __init__(
+        self,
+        layers: int,
+        step: Callable[..., tuple[jax.Array, ...]],
+        weights: object,
+        state: tuple[jax.Array, ...],
+        loop: str,
+    ):
+        """Compiles and runs it.
+
+        Args:
+          layers: per step.
+          step: from weights and a state to the next state.
+          weights: what steps only read.
+          state: what the first step begins with.
+          loop: "device" or "python".
+        """
+
+        def many(weights, state):
+            return lax.fori_loop(0, STEPS, lambda _, state: step(weights, state), state)
+
         self.layers = layers
-        self._sample = sample
+        self._weights = weights
+        self._state = state
+        self._calls = 1 if loop == "device" else STEPS
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        # The state is donated, as a server would: caches and all stay where they are.
+        program = jax.jit(
+            many if loop == "device" else step, donate_argnums=1, out_shardings=shardings
+        )
+        lowered = program.lower(weights, state)
+        start = time.perf_counter()
+        self._compiled = lowered.compile()
+        self.compile_s = time.perf_counter() - start
+        text = self._compiled.as_text()
         calls = text.count('custom_call_target="oneshot_all_reduce"')
         left = text.count(" all-reduce(") + text.count(" all-reduce-start(")
         self.fused = f"{calls} of {calls + left}"
-        sample()
+        self.sample()
 
     def sample(self) -> float:
         """Microseconds per step."""
+        state = jax.block_until_ready(jax.tree.map(jnp.copy, self._state))
         start = time.perf_counter()
-        self._sample()
+        for _ in range(self._calls):
+            state = self._compiled(self._weights, state)
+        jax.block_until_ready(state)
         return (time.perf_counter() - start) * 1e6 / STEPS
 
+    def profile(self) -> dict[str, object]:
+        """Where a step spends its time."""
+        with tempfile.TemporaryDirectory() as directory:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0
+            with jax.profiler.trace(directory, profiler_options=options):
+                self.sample()
+            return profile.summary(directory, STEPS)
 
-def filled(mesh: Mesh, shape: tuple[int, ...], spec: P, scale: float) -> jax.Array:
-    """A bf16 array made on the devices."""
-    key = jax.random.key(len(shape) * 1000 + shape[-1])
 
-    def make() -> jax.Array:
-        return (jax.random.normal(key, shape) * scale).astype(jnp.bfloat16)
+@functools.cache
+def maker(mesh: Mesh, shape: tuple[int, ...], spec: P) -> Callable[..., jax.Array]:
+    """A compiled function that makes bf16 arrays of a shape on the devices."""
 
-    return jax.jit(make, out_shardings=NamedSharding(mesh, spec))()
+    def make(seed, scale):
+        return (jax.random.normal(jax.random.key(seed), shape) * scale).astype(jnp.bfloat16)
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, spec))
 
 
-def decode(mesh: Mesh, model: str, batch: int, loop: str) -> Program:
+def decode(mesh: Mesh, model: str, layers: int, batch: int, loop: str) -> Program:
     """A decode step of a model."""
     config = models.MODELS[model]
-    layers = [
+    seeds = itertools.count()
+
+    def filled(shape: tuple[int, ...], spec: P, scale: float) -> jax.Array:
+        return maker(mesh, shape, spec)(next(seeds), scale)
+
+    weights = [
         {
-            name: filled(mesh, shape, spec, shape[0] ** -0.5)
+            name: filled(shape, spec, shape[0] ** -0.5)
             for name, (shape, spec) in models.specs(config).items()
         }
-        for _ in range(config.layers)
+        for _ in range(layers)
     ]
     cache_shape = (batch, config.kv_heads, models.CACHE_LENGTH, config.head_size)
     caches = [
-        tuple(filled(mesh, cache_shape, P(None, "tp"), 1.0) for _ in range(2))
-        for _ in range(config.layers)
+        tuple(filled(cache_shape, P(None, "tp"), 1.0) for _ in range(2)) for _ in range(layers)
     ]
-    h = filled(mesh, (batch, config.hidden), P(), 1.0)
+    h = filled((batch, config.hidden), P(), 1.0)
+    position = jax.device_put(np.int32(0), NamedSharding(mesh, P()))
 
-    if loop == "python":
+    def step(weights, state):
+        h, caches, position = state
+        h, caches = models.step(config, weights, h, caches, position)
+        return h, caches, position + 1
 
-        def one(layers, h, caches, position):
-            out, caches = models.step(config, layers, h, caches, position)
-            return lax.with_sharding_constraint(out, NamedSharding(mesh, P())), caches
-
-        state = [caches]
-        positions = [jnp.int32(position) for position in range(STEPS)]
-        compiled = jax.jit(one, donate_argnums=2).lower(layers, h, caches, positions[0]).compile()
-
-        def sample() -> None:
-            out = h
-            for position in positions:
-                out, state[0] = compiled(layers, out, state[0], position)
-            out.block_until_ready()
-
-    else:
-
-        def many(layers, h, caches):
-            def body(position, carry):
-                return models.step(config, layers, *carry, position)
-
-            return lax.fori_loop(0, STEPS, body, (h, caches))[0]
-
-        compiled = jax.jit(many).lower(layers, h, caches).compile()
-
-        def sample() -> None:
-            compiled(layers, h, caches).block_until_ready()
-
-    return Program(config.layers, sample, compiled.as_text())
+    return Program(layers, step, weights, (h, caches, position), loop)
 
 
-def op(mesh: Mesh, batch: int) -> Program:
+def op(mesh: Mesh, batch: int, loop: str) -> Program:
     """All-reduce, residual and RMSNorm, again and again."""
-    gain = filled(mesh, (OP_HIDDEN,), P(), 1.0)
-    x = filled(mesh, (mesh.size, batch, OP_HIDDEN), P("tp"), 1.0)
-    h = filled(mesh, (batch, OP_HIDDEN), P(), 1.0)
+    gain = maker(mesh, (OP_HIDDEN,), P())(0, 1.0)
+    x = maker(mesh, (mesh.size, batch, OP_HIDDEN), P("tp"))(1, 1.0)
+    h = maker(mesh, (batch, OP_HIDDEN), P())(2, 1.0)
 
-    def local(x, h, gain):
-        def body(_, carry):
-            x, h = carry
-            for _ in range(OPS):
-                h = h + lax.psum(x[0], "tp")
-                f = h.astype(jnp.float32)
-                f = f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + 1e-6)
-                x = (f.astype(h.dtype) * gain)[None]
-            return x, h
-
-        return lax.fori_loop(0, STEPS, body, (x, h))[0]
-
-    program = jax.shard_map(
-        local, mesh=mesh, in_specs=(P("tp"), P(), P()), out_specs=P("tp"), check_vma=False
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(), P("tp"), P()),
+        out_specs=(P("tp"), P()),
+        check_vma=False,
     )
-    compiled = jax.jit(program).lower(x, h, gain).compile()
+    def blocks(gain, x, h):
+        for _ in range(OPS):
+            h = h + lax.psum(x[0], "tp")
+            f = h.astype(jnp.float32)
+            f = f * lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + 1e-6)
+            x = (f.astype(h.dtype) * gain)[None]
+        return x, h
 
-    def sample() -> None:
-        compiled(x, h, gain).block_until_ready()
-
-    return Program(OPS, sample, compiled.as_text())
+    return Program(OPS, lambda gain, state: blocks(gain, *state), gain, (x, h), loop)
 
 
 def main() -> None:
@@ -145,17 +170,24 @@ def main() -> None:
     program = None
     for line in sys.stdin:
         request = json.loads(line)
+        do = request.pop("do")
         try:
-            if request["do"] == "sample":
+            if do == "sample":
                 answer = {"us": program.sample()}
+            elif do == "profile":
+                answer = program.profile()
             else:
                 program = None  # frees its memory first
-                batch, loop = int(request["batch"]), request["loop"]
-                if request["model"] == "op":
-                    program = op(mesh, batch)
+                model = request.pop("model")
+                if model == "op":
+                    program = op(mesh, request["batch"], request["loop"])
                 else:
-                    program = decode(mesh, request["model"], batch, loop)
-                answer = {"layers": program.layers, "fused": program.fused}
+                    program = decode(mesh, model, **request)
+                answer = {
+                    "layers": program.layers,
+                    "compile_s": program.compile_s,
+                    "fused": program.fused,
+                }
         except Exception:
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), flush=True)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark on emulated devices: that it runs and what it writes; not how fast anything is."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import emulation
+import pytest
+from oneshot.bench import profile
+
+
+def test_op_in_a_device_loop(tmp_path: Path) -> None:
+    samples = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "oneshot", "bench", "--models", "op", "--batches", "1"]
+    options = ["--loops", "device", "--rounds", "2", "--profile", "--json", str(samples)]
+    done = subprocess.run(
+        [*command, *options],
+        env=emulation.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| op | 1 | device |" in done.stdout
+    assert "| 16 of 16 |" in done.stdout
+    assert "  oneshot: 0.0 graph launches" in done.stdout  # there are none without a GPU
+    (row,) = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert row["layers"] == 16
+    assert {arm: len(times) for arm, times in row["times"].items()} == {
+        "stock": 2,
+        "nccl": 2,
+        "oneshot": 2,
+    }
+    assert all(time > 0 for times in row["times"].values() for time in times)
+
+    drawn = subprocess.run(
+        [sys.executable, "-m", "oneshot.bench.plot", str(samples), "--title", "a < b"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert drawn.startswith("<svg") and "a &lt; b" in drawn
+
+
+def test_unknown_model() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "oneshot", "bench", "--models", "gpt-9"],
+        env=emulation.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no model 'gpt-9'" in done.stderr
+
+
+def test_profile_counts_per_gpu_and_step(tmp_path: Path) -> None:
+    def named(pid: int, name: str) -> dict[str, object]:
+        return {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}}
+
+    def span(pid: int, name: str, dur: float) -> dict[str, object]:
+        return {"ph": "X", "pid": pid, "tid": 1, "ts": 0, "name": name, "dur": dur}
+
+    events = [
+        *[named(1, "/device:GPU:0"), named(2, "/device:GPU:1"), named(3, "/host:CPU")],
+        *[span(pid, "oneshot_all_reduce", 3.0) for pid in (1, 1, 1, 1, 2, 2, 2, 2)],
+        *[span(1, "gemm", 8.0), span(1, "gemm", 9.0)],
+        *[span(3, f"cuGraphLaunch (CudaGraph:{graph})", 5.0) for graph in (7, 7, 9, 9)],
+        *[span(3, "command_buffer::update", 10.0), span(3, "cuLaunchKernel", 2.0)],
+    ]
+    path = tmp_path / "plugins" / "host.trace.json.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+
+    summary = profile.summary(str(tmp_path), steps=2)
+
+    assert summary["kernels"] == [["gemm", 1.0, 8.5], ["oneshot_all_reduce", 2.0, 6.0]]
+    assert summary["kernels_us"] == 14.5
+    assert summary["graph_launches"] == 1.0
+    assert summary["launches"] == 0.25
+    assert summary["graph_updates_us"] == pytest.approx(2.5)
