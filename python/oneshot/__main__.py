@@ -171,7 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.function is _run and not arguments.program:
         run.error("a script is required")
     try:
-        return arguments.function(arguments)
+        code = arguments.function(arguments)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         if arguments.function is _run:
             raise
