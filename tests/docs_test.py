@@ -9,7 +9,9 @@ from oneshot import __main__ as command_line
 from oneshot import config
 
 ROOT = Path(__file__).parent.parent
-DOCS = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "THIRD_PARTY_NOTICES.md"])
+DOCS = sorted(
+    [*(ROOT / "docs").glob("**/*.md"), ROOT / "README.md", ROOT / "THIRD_PARTY_NOTICES.md"]
+)
 
 
 def sources() -> str:
@@ -67,14 +69,14 @@ def test_variables() -> None:
     assert "\n".join(["|---|---|", *table, ""]) in text
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     files = [link for link in links if not link.startswith("http")]
     assert not [link for link in files if not (path.parent / link).exists()]
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in set(re.findall(r"python -m oneshot ([a-z-]+)", path.read_text())):
         with pytest.raises(SystemExit) as exit_code:

@@ -185,6 +185,14 @@ def test_bad_file(
     assert message in capsys.readouterr().err
 
 
+def test_reader_that_goes_away(hlo: Path) -> None:
+    command = [sys.executable, "-m", "oneshot", "explain", str(hlo)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+
+
 def test_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["explain", "missing.hlo"]) == 2
     assert "missing.hlo" in capsys.readouterr().err

@@ -172,6 +172,31 @@ def test_order(tmp_path: Path) -> None:
     assert [module.module for module in report.load(tmp_path)] == names
 
 
+@pytest.mark.parametrize(
+    ("kib", "ranks", "platform", "epilogue", "microseconds"),
+    [
+        (2, 2, "CUDA", "residual+rms_norm", "12"),
+        (320, 2, "CUDA", "layer_norm", "10"),  # half-way between two that were measured
+        (8192, 2, "CUDA", "rms_norm", "23"),
+        (8193, 2, "CUDA", "rms_norm", None),
+        (16, 4, "CUDA", "rms_norm", None),
+        (16, 2, "Host", "rms_norm", None),
+        (16, 2, "CUDA", "residual", None),
+    ],
+)
+def test_expected_saving(
+    kib: int, ranks: int, platform: str, epilogue: str, microseconds: str | None
+) -> None:
+    site = report.AllReduce(
+        *("ar", "jit(step)/layer_3/mlp/dot", "", "", kib << 10, ranks, True, epilogue, "", "call"),
+        program="",
+        stopped=(),
+    )
+    found = report.Module("m", platform, None, (site,), Path()).expected_saving(site)
+    assert found.startswith(f"about {microseconds} us") if microseconds else not found
+    assert site.layer == "layer_3/mlp"
+
+
 def test_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["report", str(tmp_path / "missing")]) == 2
     assert "missing" in capsys.readouterr().err

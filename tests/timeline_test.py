@@ -22,6 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = ROOT / "docs" / "examples" / "nnx_server.py"
     command = [sys.executable, ROOT / "tests" / "profiled.py", directory / "trace", program]
     environ = environment(ONESHOT="1", ONESHOT_DUMP_TO=directory / "dump")
+    environ["XLA_FLAGS"] = environ["XLA_FLAGS"].replace("count=8", "count=2")
     subprocess.run(command, env=environ, check=True, timeout=120, stdout=subprocess.DEVNULL)
     return directory
 
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_layer_and_epilogue(run: Path) -> None:
     events = timeline.load(run / "trace", report.load(run / "dump"))
     fused = [event for event in events if event.fused]
-    assert {event.device for event in fused} == {f"CPU {i}" for i in range(8)}
+    assert {event.device for event in fused} == {"CPU 0", "CPU 1"}
     assert all(event.name.startswith(EPILOGUE) for event in fused)
     halves = {f"layer_{i}/{half}" for i in range(2) for half in ("attention", "mlp")}
     assert {event.layer for event in fused} == halves

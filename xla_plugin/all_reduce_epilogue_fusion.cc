@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/algorithm/container.h"
 #include "absl/log/check.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -175,13 +178,28 @@ absl::StatusOr<HloInstruction*> Rewrite(
   return call;
 }
 
+// Whether a file belongs to a library that models are written with. Its lines
+// are the same for all layers of all models.
+bool IsLayerLibrary(absl::string_view file) {
+  return absl::StrContains(file, "-packages/flax/") ||
+         absl::StrContains(file, "-packages/haiku/") ||
+         absl::StrContains(file, "-packages/equinox/");
+}
+
+// The line of the program: the innermost that is not such a library's.
 std::string SourceOf(const HloInstruction* hlo) {
   const xla::OpMetadata& metadata = hlo->metadata();
-  if (metadata.stack_frame_id() != 0) {
-    const auto frame =
-        hlo->GetModule()->get_stack_frame(metadata.stack_frame_id());
-    if (!frame.empty()) return absl::StrCat(frame.file_name, ":", frame.line);
+  std::string innermost;
+  for (int id = metadata.stack_frame_id(); id > 0;) {
+    const auto frame = hlo->GetModule()->get_stack_frame(id);
+    if (frame.empty()) break;
+    std::string source = absl::StrCat(frame.file_name, ":", frame.line);
+    if (!IsLayerLibrary(frame.file_name)) return source;
+    if (innermost.empty()) innermost = std::move(source);
+    if (frame.parent_frame_id >= id) break;  // callers come first: no circles
+    id = frame.parent_frame_id;
   }
+  if (!innermost.empty()) return innermost;
   if (metadata.source_file().empty()) return "";
   return absl::StrCat(metadata.source_file(), ":", metadata.source_line());
 }

@@ -185,6 +185,46 @@ TEST_F(FusionTest, BareAllReduce) {
                   ->layout_constrained());
 }
 
+TEST_F(FusionTest, SourceIsALineOfTheProgram) {
+  // XLA's text has the parents' numbers plus one.
+  Run(absl::StrCat("HloModule m, num_partitions=2\n", R"(
+FileNames
+1 "train.py"
+2 "model.py"
+3 "/venv/lib/python3.12/site-packages/flax/nnx/nn/linear.py"
+
+FunctionNames
+1 "f"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=1 end_line=1 column=1 end_column=1}
+2 {file_name_id=2 function_name_id=1 line=86 end_line=86 column=1 end_column=1}
+3 {file_name_id=3 function_name_id=1 line=9 end_line=9 column=1 end_column=1}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=3}
+4 {file_location_id=3 parent_frame_id=4}
+5 {file_location_id=3 parent_frame_id=1}
+)",
+                   kComputations, R"(
+ENTRY e {
+  x = bf16[4,8] parameter(0)
+  y = bf16[4,8] parameter(1)
+  a = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16,
+    metadata={stack_frame_id=4}
+  b = bf16[4,8] all-reduce(y), GROUPS, to_apply=add_bf16,
+    metadata={stack_frame_id=5}
+  ROOT t = (bf16[4,8], bf16[4,8]) tuple(a, b)
+}
+)"));
+  ASSERT_EQ(report_.all_reduces.size(), 2);
+  EXPECT_EQ(report_.all_reduces[0].source, "model.py:86");
+  EXPECT_EQ(report_.all_reduces[1].source,
+            "/venv/lib/python3.12/site-packages/flax/nnx/nn/linear.py:9");
+}
+
 TEST_F(FusionTest, RoundingFollowsTheConverts) {
   // As on CPU, where the sum of bf16 values is promoted to f32.
   RunEntry(R"(

@@ -26,10 +26,11 @@ def rms_norm(x: jax.Array, weight: jax.Array) -> jax.Array:
 @jax.jit
 def model(blocks: list[dict], x: jax.Array) -> jax.Array:
     """Blocks of one MLP each; attention would stand in the same place."""
-    for block in blocks:
-        normed = rms_norm(x, block["before"])
-        hidden = jax.nn.gelu(normed @ block["gate"]) * (normed @ block["up"])
-        x = x + rms_norm(hidden @ block["down"], block["after"])
+    for i, block in enumerate(blocks):
+        with jax.named_scope(f"block_{i}"):
+            normed = rms_norm(x, block["before"])
+            hidden = jax.nn.gelu(normed @ block["gate"]) * (normed @ block["up"])
+            x = x + rms_norm(hidden @ block["down"], block["after"])
     return x
 
 

@@ -42,9 +42,11 @@ def block(weights: dict, cache: jax.Array, x: jax.Array, position: jax.Array) ->
     scores = jnp.where(jnp.arange(LENGTH) <= position, scores, -jnp.inf)
     mixed = jnp.einsum("bhs,bshe->bhe", jax.nn.softmax(scores), cache[1])
 
-    x = x + lax.psum(jnp.einsum("bhe,hed->bd", mixed, weights["out"]), "tp")
-    normed = rms_norm(x, weights["norms"][1])
-    x = x + lax.psum(jax.nn.gelu(normed @ weights["up"]) @ weights["down"], "tp")
+    with jax.named_scope("attention"):  # for profilers and reports
+        x = x + lax.psum(jnp.einsum("bhe,hed->bd", mixed, weights["out"]), "tp")
+    with jax.named_scope("mlp"):
+        normed = rms_norm(x, weights["norms"][1])
+        x = x + lax.psum(jax.nn.gelu(normed @ weights["up"]) @ weights["down"], "tp")
     return cache, rms_norm(x, weights["norms"][2])
 
 

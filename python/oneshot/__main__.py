@@ -70,6 +70,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _progress(text: str) -> None:
+    """Shows one line in place of the last, to people; an empty one takes it away."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from oneshot.bench.models import MODELS
 
@@ -85,7 +91,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     for line in bench.header():
         print(line, flush=True)
     try:
-        for row in bench.run(cases, arguments.devices, arguments.rounds, arguments.profile):
+        profiled = arguments.profile
+        for row in bench.run(cases, arguments.devices, arguments.rounds, profiled, _progress):
+            _progress("")
             for text in (bench.line(row), *bench.profile_lines(row)):
                 print(text, flush=True)
             if arguments.json:
@@ -162,7 +170,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.function is _run and not arguments.program:
         run.error("a script is required")
-    return arguments.function(arguments)
+    try:
+        code = arguments.function(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if arguments.function is _run:
+            raise
+        # Whoever reads has seen enough, `| head` for instance. Python must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ class Explanation:
                 lines.append(f"  module left alone: {module.declined_module}")
             for site in module.all_reduces:
                 lines += [f"  {line}" for line in str(site).splitlines()]
+                if saving := module.expected_saving(site):
+                    lines.append(f"      expected to save {saving}")
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -96,11 +96,11 @@ def _module(module: Module) -> Iterator[str]:
         kinds.setdefault((*alike, site.program), []).append(site)
     pictures = _Pictures(module)
     for sites in kinds.values():
-        yield from _row(sites, pictures)
+        yield from _row(module, sites, pictures)
     yield "</section>"
 
 
-def _row(sites: list[AllReduce], pictures: "_Pictures") -> Iterator[str]:
+def _row(module: Module, sites: list[AllReduce], pictures: "_Pictures") -> Iterator[str]:
     site = sites[0]
     verdict = "fused" if site.fired else "left alone"
     what = site.epilogue.replace("none", "sum alone") if site.fired else site.reason
@@ -110,6 +110,7 @@ def _row(sites: list[AllReduce], pictures: "_Pictures") -> Iterator[str]:
     yield (
         f'<details><summary><span class="tag {"yes" if site.fired else "no"}">{verdict}{times}'
         f"</span><span>{escape(what)}</span><code>{escape(site.shape)}</code><span>{size}</span>"
+        f"<span>{escape(site.layer)}</span>"
         f'<span class="source">{escape(f"{Path(file).name}:{line}" if file else "")}</span>'
         '</summary><div class="body"><dl>'
     )
@@ -118,6 +119,8 @@ def _row(sites: list[AllReduce], pictures: "_Pictures") -> Iterator[str]:
     for term, text in facts.items():
         if text:
             yield f"<dt>{term}</dt><dd><code>{escape(text)}</code></dd>"
+    if saving := module.expected_saving(site):
+        yield f"<dt>expected saving</dt><dd>{saving}</dd>"
     if site.program:
         text = escape(site.program.replace("; ", "\n"))
         yield f"<dt>program</dt><dd><details><summary>{len(text.splitlines())} statements"

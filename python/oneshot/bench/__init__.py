@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,7 +129,13 @@ class Row:
         return stock / self.median("oneshot")
 
 
-def run(cases: Sequence[Case], devices: int, rounds: int, profiled: bool = False) -> Iterator[Row]:
+def run(
+    cases: Sequence[Case],
+    devices: int,
+    rounds: int,
+    profiled: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Iterator[Row]:
     """Measures each case in all arms.
 
     Args:
@@ -137,6 +143,7 @@ def run(cases: Sequence[Case], devices: int, rounds: int, profiled: bool = False
       devices: how many GPUs to use; tensor parallelism over all of them.
       rounds: how many samples of each arm.
       profiled: whether each arm runs once more under JAX's profiler.
+      progress: is told what happens next.
 
     Yields:
       A row for each case, as soon as it has been measured.
@@ -148,10 +155,13 @@ def run(cases: Sequence[Case], devices: int, rounds: int, profiled: bool = False
     arms = [Arm(name, devices, autotuned) for name in ARMS]
     try:
         for case in cases:
+            name = f"{case.model}, batch {case.batch}, {case.loop} loop"
+            progress(f"{name}: compiling")
             prepared = {arm.name: arm.ask(do="prepare", **asdict(case)) for arm in arms}
             layers = prepared["oneshot"]["layers"]
             times: dict[str, list[float]] = {arm.name: [] for arm in arms}
-            for _ in range(rounds):
+            for i in range(rounds):
+                progress(f"{name}: round {i + 1} of {rounds}")
                 for arm in arms:
                     times[arm.name].append(arm.ask(do="sample")["us"] / layers)
             yield Row(

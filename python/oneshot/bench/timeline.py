@@ -59,8 +59,7 @@ class Event:
     @property
     def layer(self) -> str:
         """Its named scopes, or what there is of a place in the program."""
-        parts = self.op_name.split("/")
-        return "/".join(parts[1:-1]) or self.op_name
+        return report.scopes(self.op_name) or self.op_name
 
 
 def load(directory: Path, modules: Iterable[report.Module] = ()) -> list[Event]:
@@ -106,10 +105,10 @@ def _on_devices(file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def _event(device: str, event: Any, stats: dict[str, Any], sites: dict) -> Event:
-    places = [str(value) for value in stats.values() if "jit(" in str(value)]
-    site = sites.get((stats.get("hlo_module"), stats.get("hlo_op")), "")
-    times = event.start_ns / 1e3, event.duration_ns / 1e3
-    return Event(device, event.name, *times, next(iter(places), site))
+    site = sites.get((stats.get("hlo_module"), stats.get("hlo_op")))
+    places = (re.search(r"jit\(.*", str(value)) for value in stats.values())
+    op_name = site or next((place[0] for place in places if place), "")
+    return Event(device, event.name, event.start_ns / 1e3, event.duration_ns / 1e3, op_name)
 
 
 def excerpt(events: list[Event], calls: int = CALLS) -> list[Event]:
