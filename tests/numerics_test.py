@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 import llama_decode
 import llama_reference
+import variants
 
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
 EXACT = 0.0
@@ -328,6 +329,8 @@ def cases() -> Iterator[Case]:
                 ("residual" if add_residual else "none",),
                 EXACT,
             )
+    for name, (_, epilogues) in variants.VARIANTS.items():
+        yield Case(f"variant-{name}", functools.partial(variants.run, name), epilogues, 2**-6)
     yield Case("special-rows", special_rows, ("rms_norm",), TOLERANCE["f32"])
 
     def shared(x: jax.Array) -> tuple[jax.Array, jax.Array]:
