@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     measure.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     measure.add_argument("--layers", type=int, default=8, help="of each model")
-    loops = ["device", "python"]
+    loops = ["device", "python", "wait"]
     measure.add_argument("--loops", nargs="+", default=loops, choices=loops)
     measure.add_argument("--devices", type=int, default=2, help="GPUs to use")
     measure.add_argument("--rounds", type=int, default=11, help="samples of each arm")

@@ -39,7 +39,8 @@ class Case:
         residual and RMSNorm.
       layers: of the model; the times are per layer.
       batch: sequences, with one new token each.
-      loop: "device" (many steps in one program) or "python" (a call a step, its state donated).
+      loop: "device" (many steps in one program), "python" (a call a step, its state donated) or
+        "wait" (the same, but each step is waited for, as by a server that sends every token).
     """
 
     model: str

@@ -56,7 +56,7 @@ class Program:
           step: from weights and a state to the next state.
           weights: what steps only read.
           state: what the first step begins with.
-          loop: "device" or "python".
+          loop: see `oneshot.bench.Case`.
         """
 
         def many(weights, state):
@@ -66,6 +66,7 @@ class Program:
         self._weights = weights
         self._state = state
         self._calls = 1 if loop == "device" else STEPS
+        self._waits = loop == "wait"
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         # The state is donated, as a server would: caches and all stay where they are.
         program = jax.jit(
@@ -87,6 +88,8 @@ class Program:
         start = time.perf_counter()
         for _ in range(self._calls):
             state = self._compiled(self._weights, state)
+            if self._waits:
+                jax.block_until_ready(state)
         jax.block_until_ready(state)
         return (time.perf_counter() - start) * 1e6 / STEPS
 
