@@ -6,10 +6,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/algorithm/container.h"
+#include "absl/container/btree_set.h"
 #include "absl/log/check.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -220,6 +223,35 @@ AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
       may_absorb_(std::move(may_absorb)),
       compile_kernel_(std::move(compile_kernel)) {}
 
+// Asks for all kernels at once, so that they are compiled side by side. What is
+// replaced before an all-reduce may still change its epilogue, so this is only
+// a guess of what Visit will ask for.
+void AllReduceEpilogueFusion::CompileAhead(
+    const std::vector<HloInstruction*>& all_reduces) {
+  absl::btree_set<std::tuple<std::string, int64_t, int64_t, int64_t>> kernels;
+  for (HloInstruction* hlo : all_reduces) {
+    if (hlo->opcode() == HloOpcode::kReduceScatter) continue;
+    auto found = SumsOf(hlo, may_absorb_);
+    auto groups = ResolveGroups(xla::Cast<xla::HloAllReduceInstruction>(hlo));
+    const auto* sums = std::get_if<std::vector<HloInstruction*>>(&found);
+    if (sums == nullptr || std::get_if<Decline>(&groups) != nullptr) continue;
+    const int64_t ranks = std::get<Groups>(groups).size();
+    for (size_t i = 0; i < sums->size(); ++i) {
+      const EpilogueMatch match =
+          MatchEpilogue(hlo, (*sums)[i], i, may_absorb_);
+      if (!WhyNotProfitable(match.program, match.rows, match.hidden, ranks)) {
+        kernels.emplace(ToText(match.program), match.rows, match.hidden, ranks);
+      }
+    }
+  }
+  if (kernels.size() < 2) return;
+  std::vector<std::thread> threads;
+  for (const auto& kernel : kernels) {
+    threads.emplace_back([&] { std::apply(compile_kernel_, kernel); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 // Replaces all sums of one all-reduce, or none, if that is possible and pays.
 absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   SiteReport site;
@@ -293,15 +325,16 @@ absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
   report_ = ModuleReport();
   report_.module = module->name();
   report_.platform = platform_ == Platform::kHost ? "Host" : "CUDA";
+  // The rewrite removes instructions, but never another all-reduce: one ends
+  // where the next begins.
+  std::vector<HloInstruction*> all_reduces;
   for (HloComputation* computation : module->computations(execution_threads)) {
-    // The rewrite removes instructions, but never another all-reduce: one ends
-    // where the next begins.
-    std::vector<HloInstruction*> all_reduces;
     absl::c_copy_if(computation->MakeInstructionPostOrder(),
                     std::back_inserter(all_reduces), IsReductionOverRanks);
-    for (HloInstruction* all_reduce : all_reduces) {
-      TF_RETURN_IF_ERROR(Visit(all_reduce));
-    }
+  }
+  if (compile_kernel_ != nullptr) CompileAhead(all_reduces);
+  for (HloInstruction* all_reduce : all_reduces) {
+    TF_RETURN_IF_ERROR(Visit(all_reduce));
   }
   const bool changed = report_.fired() > 0;
   if (changed && platform_ == Platform::kHost) {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
@@ -40,7 +41,8 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
   enum class Platform { kCuda, kHost };
 
   // Compiles the kernel for a program, rows, hidden and ranks ahead of its
-  // first run. Returns why that is not possible, or nothing.
+  // first run, and remembers it. Returns why that is not possible, or nothing.
+  // Called from several threads.
   using CompileKernel = std::function<std::optional<std::string>(
       const std::string& program, int64_t rows, int64_t hidden, int ranks)>;
 
@@ -62,6 +64,7 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
       const absl::flat_hash_set<absl::string_view>& execution_threads) override;
 
  private:
+  void CompileAhead(const std::vector<xla::HloInstruction*>& all_reduces);
   absl::Status Visit(xla::HloInstruction* all_reduce);
 
   const Platform platform_;

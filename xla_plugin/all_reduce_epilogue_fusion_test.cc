@@ -8,12 +8,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/synchronization/notification.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_instructions.h"
 #include "xla/hlo/ir/mesh_and_axis.h"
@@ -1137,6 +1140,33 @@ TEST_F(FusionTest, KernelThatCannotBeCompiled) {
   EXPECT_FALSE(pass.Run(module->get()).value());
   EXPECT_EQ(pass.report().all_reduces.at(0).reason,
             "no compiler for x f32; v0 = sum; out0 v0 f32");
+}
+
+TEST_F(FusionTest, KernelsAreCompiledSideBySide) {
+  // The first is not ready before the second has been asked for.
+  std::atomic<int> asked = 0;
+  absl::Notification second;
+  const auto compile = [&](const std::string&, int64_t, int64_t, int) {
+    if (++asked == 2) second.Notify();
+    EXPECT_TRUE(second.WaitForNotificationWithTimeout(absl::Seconds(60)));
+    return std::optional<std::string>();
+  };
+  const auto module = xla::ParseAndReturnUnverifiedModule(absl::StrReplaceAll(
+      R"(HEADER
+    ENTRY e {
+      x = f32[4,8] parameter(0)
+      ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+      t = f32[4,8] tanh(ar)
+      ROOT again = f32[4,8] all-reduce(t), GROUPS, to_apply=add_f32
+    })",
+      {{"GROUPS", kGroups},
+       {"HEADER",
+        absl::StrCat("HloModule m, num_partitions=2\n", kComputations)}}));
+  AllReduceEpilogueFusion pass(
+      Platform::kCuda, [](const xla::HloInstruction*) { return true; },
+      compile);
+  EXPECT_TRUE(pass.Run(module->get()).value());
+  EXPECT_EQ(pass.report().fired(), 2);
 }
 
 // --------------------------------------------------------------------------

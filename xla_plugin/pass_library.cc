@@ -146,10 +146,9 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
   TF_RETURN_IF_ERROR(reassociation.Run(module).status());
   TransposeSinking sinking(/*layouts=*/host, may_absorb);
   TF_RETURN_IF_ERROR(sinking.Run(module).status());
-  AllReduceEpilogueFusion pass(
-      host ? AllReduceEpilogueFusion::Platform::kHost
-           : AllReduceEpilogueFusion::Platform::kCuda,
-      may_absorb, CompileWith(compile));
+  AllReduceEpilogueFusion pass(host ? AllReduceEpilogueFusion::Platform::kHost
+                                    : AllReduceEpilogueFusion::Platform::kCuda,
+                               may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
   Result result{"", Summary(pass.report())};
   if (changed) {
