@@ -1,20 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms, residuals and biases behind an all-reduce, in the ways in which models write them.
-
-python tests/models/variants.py DIRECTORY writes the modules that XLA makes of them, as it hands
-them to the hook, to the directory, behind what is fused: the cases of xla_plugin/variants_test.cc.
-"""
+"""Norms, residuals and biases behind an all-reduce, in the ways in which models write them."""
 
 import functools
-import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -392,42 +381,3 @@ def run(name: str) -> list[jax.Array]:
 
     sharded.__name__ = name
     return jax.tree.leaves(jax.jit(sharded)(values))
-
-
-def bare(hlo: str) -> str:
-    """An HLO module without what only says where it comes from, or only newer parsers read."""
-    hlo = re.sub(r"\n(FileNames|FunctionNames|FileLocations|StackFrames)\n(?:\d.*\n)*", "", hlo)
-    hlo = re.sub(r", metadata=\{(?:[^{}\"]|\"[^\"]*\"|\{[^{}]*\})*\}", "", hlo)
-    hlo = re.sub(r", sharding=\{(?:[^{}]|\{[^{}]*\})*\}", "", hlo)
-    ranks = ",".join(map(str, range(RANKS)))
-    hlo = hlo.replace(f"@mesh<a={RANKS}> {{a}}", f"{{{{{ranks}}}}}")
-    return re.sub(r"\n{3,}", "\n\n", hlo)
-
-
-def main() -> None:
-    """Writes the modules."""
-    target = Path(sys.argv[1])
-    if "ONESHOT" not in os.environ:
-        sys.path.insert(0, str(Path(__file__).parent.parent))
-        from emulation import environment
-
-        with tempfile.TemporaryDirectory() as dump:
-            environ = environment(ONESHOT="1", ONESHOT_DUMP_TO=dump)
-            subprocess.run([sys.executable, __file__, str(target)], env=environ, check=True)
-        return
-    dump = Path(os.environ["ONESHOT_DUMP_TO"])
-    seen: set[Path] = set()
-    for name in VARIANTS:
-        run(name)
-        (report,) = set(dump.glob("*.report.json")) - seen
-        seen.add(report)
-        sites = json.loads(report.read_text())["all_reduces"]
-        before = report.with_name(report.name.replace(".report.json", ".before.hlo"))
-        (target / f"cpu_{name}.hlo").write_text(
-            "".join(f"// {site['epilogue']}: {site['program']}\n" for site in sites)
-            + bare(before.read_text())
-        )
-
-
-if __name__ == "__main__":
-    main()
