@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules as XLA for GPUs hands them to the pass, one for each way to write an epilogue.
+
+  python tests/gpu_modules.py        renews xla_plugin/testdata, which gpu_modules_test reads
+
+XLA's compiler for GPUs needs no GPU, only to be told of one. It comes with JAX's plugin:
+`pip install --no-deps jax-cuda13-pjrt jax-cuda13-plugin`, in the version of jaxlib.
+"""
+
+import functools
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxlib import _hlo
+
+DIRECTORY = Path(__file__).parent.parent / "xla_plugin" / "testdata"
+RANKS = 4
+D = 256
+LAYERS = 3
+VOCABULARY = 512
+EPSILON = 1e-5
+# The pass that runs next after the hook.
+NEXT_PASS = "legalize-collective-domain"
+# What XLA wants to know of a GPU, here an H100.
+TARGET = """
+  platform_name: "CUDA"
+  device_description_str: "H100"
+  dnn_version_info { major: 9 minor: 10 }
+  gpu_device_info {
+    cuda_compute_capability { major: 9 }
+    core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+    threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+    block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+    registers_per_block_limit: 65536 registers_per_core_limit: 65536
+    shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+    shared_memory_per_core: 233472 l2_cache_size: 52428800
+    memory_bandwidth: 3352320000000 device_memory_size: 84942979072
+  }
+"""
+
+
+class Operands(NamedTuple):
+    """What programs compute with; the same on every device but for what is said to be sharded."""
+
+    x: Array  # [..., D], by columns
+    w: Array  # [D, D], by rows
+    other_x: Array
+    other_w: Array
+    h: Array  # [..., D]
+    gain: Array  # [D], as the next three
+    other_gain: Array
+    bias: Array
+    other_bias: Array
+    up: Array  # [D, 4 * D], by columns
+    table: Array  # [VOCABULARY, D], by rows
+    tokens: Array  # [...]
+    layers: tuple[Array, Array, Array]  # up and down [LAYERS, D, D], as above, and a gain
+
+
+Norm = Callable[[Array, Array], Array]
+Run = Callable[[Operands], tuple[Array, ...]]
+
+
+class Program(NamedTuple):
+    """One program, which becomes one module.
+
+    Attributes:
+      name: of the file.
+      run: computes it.
+      sites: for each all-reduce what has to be fused, and the operations that read it then.
+      rows: the dimensions of activations before the last one.
+      dtype: of all floats, but for gains and biases.
+      parameters: the type of those.
+    """
+
+    name: str
+    run: Run
+    sites: tuple[str, ...] = ("residual+rms_norm, read by dot, tuple",)
+    rows: tuple[int, ...] = (4,)
+    dtype: str = "bfloat16"
+    parameters: str = "bfloat16"
+
+
+# ---------------------------------------------------------------------------
+# Norms
+
+
+def mean_square(f: Array) -> Array:
+    """[..., D] -> [..., 1]."""
+    return jnp.mean(f * f, axis=-1, keepdims=True)
+
+
+def rms_norm(h: Array, gain: Array) -> Array:
+    """In f32, cast, then times the gain."""
+    f = h.astype(jnp.float32)
+    return (f * lax.rsqrt(mean_square(f) + EPSILON)).astype(h.dtype) * gain.astype(h.dtype)
+
+
+def cast_at_end(h: Array, gain: Array) -> Array:
+    """All in f32."""
+    f = h.astype(jnp.float32)
+    return (f * lax.rsqrt(mean_square(f) + EPSILON) * gain).astype(h.dtype)
+
+
+def gain_first(h: Array, gain: Array) -> Array:
+    """The gain goes to the scale."""
+    f = h.astype(jnp.float32)
+    return (f * (lax.rsqrt(mean_square(f) + EPSILON) * gain)).astype(h.dtype)
+
+
+def one_plus_gain(h: Array, gain: Array) -> Array:
+    """As in Gemma, in the gain's type."""
+    f = h.astype(jnp.float32)
+    normed = f * lax.rsqrt(mean_square(f) + EPSILON)
+    return (normed.astype(gain.dtype) * (1 + gain)).astype(h.dtype)
+
+
+def divided_by_sqrt(h: Array, gain: Array) -> Array:
+    """Divides each element."""
+    f = h.astype(jnp.float32)
+    return (f / jnp.sqrt(mean_square(f) + EPSILON)).astype(h.dtype) * gain
+
+
+def scaled(scale: Callable[[Array], Array]) -> Norm:
+    """Another way to write 1 / sqrt(v)."""
+
+    def norm(h: Array, gain: Array) -> Array:
+        f = h.astype(jnp.float32)
+        return (f * scale(mean_square(f) + EPSILON)).astype(h.dtype) * gain
+
+    return norm
+
+
+def squared(mean_square: Callable[[Array], Array]) -> Norm:
+    """Another way to write the mean of the squares, [..., D] -> [...]."""
+
+    def norm(h: Array, gain: Array) -> Array:
+        f = h.astype(jnp.float32)
+        return (f * lax.rsqrt(mean_square(f)[..., None] + EPSILON)).astype(h.dtype) * gain
+
+    return norm
+
+
+def layer_norm(
+    h: Array, gain: Array | float, bias: Array | float, *, fast: bool = False, clamp: bool = False
+) -> Array:
+    """In f32. The variance is of the deviations, or, if fast, the squares' mean less the mean's."""
+    f = h.astype(jnp.float32)
+    mean = jnp.mean(f, axis=-1, keepdims=True)
+    if fast:
+        variance = mean_square(f) - mean * mean
+        variance = jnp.maximum(variance, 0.0) if clamp else variance
+    else:
+        variance = mean_square(f - mean)
+    return ((f - mean) * (lax.rsqrt(variance + EPSILON) * gain) + bias).astype(h.dtype)
+
+
+# ---------------------------------------------------------------------------
+# Programs
+
+
+def product(o: Operands) -> Array:
+    """What the all-reduce sums."""
+    return replicated(o.x @ o.w)
+
+
+def replicated(array: Array) -> Array:
+    """Asks for the whole of it on every device."""
+    return lax.with_sharding_constraint(array, NamedSharding(mesh(), P()))
+
+
+def stream_and_norm(
+    stream: Callable[[Operands], Array], norm: Callable[[Array, Operands], Array]
+) -> Run:
+    """The residual stream, and the next product, of its norm."""
+
+    def run(o: Operands) -> tuple[Array, ...]:
+        h = stream(o)
+        return h, norm(h, o) @ o.up
+
+    return run
+
+
+def normed(norm: Norm) -> Run:
+    """Residual and a norm with a gain."""
+    return stream_and_norm(lambda o: o.h + product(o), lambda h, o: norm(h, o.gain))
+
+
+def layer_normed(*, plain: bool = False, fast: bool = False, clamp: bool = False) -> Run:
+    """Residual and a LayerNorm, with gain and bias or without."""
+
+    def norm(h: Array, o: Operands) -> Array:
+        gain, bias = (1.0, 0.0) if plain else (o.gain, o.bias)
+        return layer_norm(h, gain, bias, fast=fast, clamp=clamp)
+
+    return stream_and_norm(lambda o: o.h + product(o), norm)
+
+
+def with_stream(stream: Callable[[Operands], Array]) -> Run:
+    """Something else before the norm."""
+    return stream_and_norm(stream, lambda h, o: rms_norm(h, o.gain))
+
+
+def post_norm(o: Operands) -> Array:
+    """A norm of the sum before it is added."""
+    return o.h + one_plus_gain(product(o), o.other_gain)
+
+
+def parallel(o: Operands) -> Array:
+    """Attention and MLP side by side."""
+    return o.h + (product(o) + replicated(o.other_x @ o.other_w))
+
+
+def parallel_with_biases(o: Operands) -> Array:
+    """The same with something in between, as in GPT-J."""
+    return o.h + (product(o) + o.bias) + (replicated(o.other_x @ o.other_w) + o.other_bias)
+
+
+def embedding(o: Operands) -> Array:
+    """Rows of a table whose parts are on different devices, scaled as in Gemma."""
+    return replicated(o.table[o.tokens]) * D**0.5
+
+
+def by_shard(o: Operands) -> Array:
+    """By hand."""
+    total = jax.shard_map(
+        lambda x, w: lax.psum(x @ w, "model"),
+        mesh=mesh(),
+        in_specs=(P(None, "model"), P("model")),
+        out_specs=P(),
+    )
+    return o.h + total(o.x, o.w)
+
+
+def scan(o: Operands) -> tuple[Array, ...]:
+    """Layers of two blocks; the norm behind the second one is in the next iteration."""
+
+    def body(h: Array, layer: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        up, down, gain = layer
+        for _ in range(2):
+            h = h + replicated(jnp.tanh(rms_norm(h, gain) @ up) @ down)
+        return h, None
+
+    return (lax.scan(body, o.h, o.layers)[0],)
+
+
+LAYER_NORM = ("residual+layer_norm, read by dot, tuple",)
+
+PROGRAMS = [
+    Program("none", lambda o: (product(o) @ o.up,), ("none, read by dot",)),
+    Program("rms_norm", normed(rms_norm)),
+    Program("rms_norm_f32", normed(rms_norm), dtype="float32", parameters="float32"),
+    Program("rms_norm_f16", normed(rms_norm), dtype="float16", parameters="float16"),
+    Program("rms_norm_f32_gain", normed(rms_norm), parameters="float32"),
+    # XLA multiplies a matrix by one token without a dot.
+    Program(
+        "rms_norm_one_token",
+        normed(rms_norm),
+        ("residual+rms_norm, read by multiply, tuple",),
+        rows=(1,),
+    ),
+    Program("rms_norm_batch", normed(rms_norm), rows=(2, 3)),
+    Program("rms_norm_batch_of_one", normed(rms_norm), rows=(1, 4)),
+    Program("rms_norm_one_token_each", normed(rms_norm), rows=(4, 1)),
+    Program("rms_norm_cast_at_end", normed(cast_at_end), parameters="float32"),
+    Program("rms_norm_gain_first", normed(gain_first), parameters="float32"),
+    Program("rms_norm_one_plus_gain", normed(one_plus_gain)),
+    Program("rms_norm_one_plus_gain_f32", normed(one_plus_gain), parameters="float32"),
+    Program("rms_norm_gain_of_ones", normed(lambda h, _: rms_norm(h, jnp.ones(D, h.dtype)))),
+    Program("rms_norm_divided_by_sqrt", normed(divided_by_sqrt)),
+    Program("rms_norm_one_over_sqrt", normed(scaled(lambda v: 1 / jnp.sqrt(v)))),
+    Program("rms_norm_power", normed(scaled(lambda v: v**-0.5))),
+    Program("rms_norm_square_integer_pow", normed(squared(lambda f: jnp.mean(f**2, -1)))),
+    Program("rms_norm_square_power", normed(squared(lambda f: jnp.mean(jnp.power(f, 2.0), -1)))),
+    Program("rms_norm_sum_by_count", normed(squared(lambda f: jnp.sum(f * f, -1) / D))),
+    Program("rms_norm_sum_times_inverse", normed(squared(lambda f: jnp.sum(f * f, -1) * (1 / D)))),
+    Program("layer_norm", layer_normed(), LAYER_NORM, parameters="float32"),
+    Program("layer_norm_plain", layer_normed(plain=True), LAYER_NORM),
+    Program("layer_norm_fast", layer_normed(fast=True), LAYER_NORM, parameters="float32"),
+    Program("layer_norm_fast_plain", layer_normed(plain=True, fast=True), LAYER_NORM),
+    Program("layer_norm_fast_clamp", layer_normed(fast=True, clamp=True), LAYER_NORM),
+    Program(
+        "bias_before_residual",
+        with_stream(lambda o: o.h + (product(o) + o.bias)),
+        ("bias+residual+rms_norm, read by dot, tuple",),
+    ),
+    Program(
+        "bias_after_residual",
+        with_stream(lambda o: o.h + product(o) + o.bias),
+        ("residual+bias+rms_norm, read by dot, tuple",),
+    ),
+    Program("residual_on_the_right", with_stream(lambda o: product(o) + o.h)),
+    Program(
+        "residual_scaled",
+        with_stream(lambda o: o.h + product(o) * 0.22),
+        ("multiply+residual+rms_norm, read by dot, tuple",),
+    ),
+    Program(
+        "post_norm", with_stream(post_norm), ("rms_norm+residual+rms_norm, read by dot, tuple",)
+    ),
+    Program("parallel", with_stream(parallel)),
+    Program(
+        "parallel_with_biases",
+        with_stream(parallel_with_biases),
+        (
+            "bias+residual+residual+rms_norm, read by dot, tuple",
+            "bias, read by custom-call",
+        ),
+    ),
+    Program("embedding", with_stream(embedding), ("multiply+rms_norm, read by dot, tuple",)),
+    Program("shard_map", with_stream(by_shard)),
+    Program(
+        "scan", scan, ("residual+rms_norm, read by custom-call, dot", "residual, read by tuple")
+    ),
+]
+
+
+# ---------------------------------------------------------------------------
+# XLA
+
+
+@functools.cache
+def mesh() -> Mesh:
+    """Of GPUs that are not there: for them, programs can be compiled only."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology=f"1x1x{RANKS}", target_config=TARGET
+    )
+    return topologies.make_mesh(topology, (RANKS,), ("model",))
+
+
+def compile_program(program: Program) -> jax.stages.Compiled:
+    """Compiles one program."""
+
+    def array(*shape: int, dtype: str = program.dtype, spec: tuple = ()) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh(), P(*spec)))
+
+    rows = program.rows
+    x = array(*rows, D, spec=(*[None] * len(rows), "model"))
+    w = array(D, D, spec=("model",))
+    parameter = array(D, dtype=program.parameters)
+    operands = Operands(
+        x=x,
+        w=w,
+        other_x=x,
+        other_w=w,
+        h=array(*rows, D),
+        gain=parameter,
+        other_gain=parameter,
+        bias=parameter,
+        other_bias=parameter,
+        up=array(D, 4 * D, spec=(None, "model")),
+        table=array(VOCABULARY, D, spec=("model",)),
+        tokens=array(*rows, dtype="int32"),
+        layers=(
+            array(LAYERS, D, D, spec=(None, None, "model")),
+            array(LAYERS, D, D, spec=(None, "model")),
+            array(LAYERS, D, dtype=program.parameters),
+        ),
+    )
+    return jax.jit(program.run).lower(operands).compile()
+
+
+def shortened(text: str) -> str:
+    """HLO without what the pass does not look at, and as the XLA that it is built with reads it."""
+    options = _hlo.HloPrintOptions.short_parsable()
+    text = _hlo.hlo_module_from_text(text).to_string(options)
+    groups = ",".join(map(str, range(RANKS)))
+    for pattern, replacement in (
+        (r", sharding=\{.*?\}(?=\n)", ""),
+        (r", entry_computation_layout=.*(?=, num_partitions)", ""),
+        # The name of a mesh has no other form in text there.
+        (r"replica_groups=mesh\[.*?\] \{.*?\}", f"replica_groups={{{{{groups}}}}}"),
+    ):
+        text = re.sub(pattern, replacement, text)
+    return text.strip() + "\n"
+
+
+def main() -> None:
+    """Writes all modules anew."""
+    for path in DIRECTORY.glob("*.hlo"):
+        path.unlink()
+    with tempfile.TemporaryDirectory() as scratch:
+        # Read when the plugin is loaded. Without GPUs nothing can be tuned.
+        jax.config.update("jax_platforms", "cpu")
+        os.environ["XLA_FLAGS"] = (
+            f"--xla_dump_to={scratch} --xla_dump_hlo_pass_re={NEXT_PASS} --xla_gpu_autotune_level=0"
+        )
+        for program in PROGRAMS:
+            compile_program(program)
+            (dump,) = Path(scratch).glob(f"*.before_{NEXT_PASS}.txt")
+            lines = [f"// {site}\n" for site in program.sites]
+            text = shortened(dump.read_text())
+            (DIRECTORY / f"{program.name}.hlo").write_text("".join(lines) + text)
+            for path in Path(scratch).iterdir():
+                path.unlink()
+
+
+if __name__ == "__main__":
+    main()
