@@ -340,15 +340,10 @@ def cases() -> Iterator[Case]:
     def twice(x: jax.Array) -> jax.Array:
         return lax.psum(lax.psum(x, "a") * x, "a")
 
-    def einsum(x: jax.Array) -> jax.Array:
-        sign = jnp.sign(lax.psum(x, "a"))
-        return jnp.einsum("...k,k->...k", sign.reshape(2, 3, 40), x[0])
-
     alone: list[tuple[str, Callable[[], list[jax.Array]], tuple[str | None, ...]]] = [
         # Two readers.
         ("shared", lambda: plain(shared), ("add+multiply",)),
         ("twice", lambda: plain(twice), ("multiply", "none")),
-        ("einsum", lambda: plain(einsum, (6, 40)), ("sign+multiply",)),
         ("overwritten-split", lambda: overwritten_state(False), ("add", "none")),
         ("overwritten-convert", lambda: overwritten_state(True), ("residual+multiply",)),
         # Not ours.

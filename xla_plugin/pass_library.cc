@@ -31,7 +31,6 @@
 #include "xla_plugin/all_reduce_reassociation.h"
 #include "xla_plugin/module_codec.h"
 #include "xla_plugin/report.h"
-#include "xla_plugin/transpose_sinking.h"
 
 namespace oneshot {
 namespace {
@@ -139,15 +138,12 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
   const MayAbsorb may_absorb = [&](const xla::HloInstruction* hlo) {
     return decoded->Understands(hlo);
   };
-  // On CPU layouts have been assigned.
-  const bool host = platform == "Host";
-  // By themselves they are no reason to hand back another module.
+  // By itself it is no reason to hand back another module.
   AllReduceReassociation reassociation(may_absorb);
   TF_RETURN_IF_ERROR(reassociation.Run(module).status());
-  TransposeSinking sinking(/*layouts=*/host, may_absorb);
-  TF_RETURN_IF_ERROR(sinking.Run(module).status());
-  AllReduceEpilogueFusion pass(host ? AllReduceEpilogueFusion::Platform::kHost
-                                    : AllReduceEpilogueFusion::Platform::kCuda,
+  AllReduceEpilogueFusion pass(platform == "Host"
+                                   ? AllReduceEpilogueFusion::Platform::kHost
+                                   : AllReduceEpilogueFusion::Platform::kCuda,
                                may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
   Result result{"", Summary(pass.report())};
