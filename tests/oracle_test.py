@@ -194,7 +194,9 @@ class Maker:
             x = jnp.where(here, jnp.asarray(value, x.dtype), x)
         if self.random.random() < 0.2:
             x = x.astype(jnp.float32)
-        return Value(lax.psum(x, axes), exact)
+        value = Value(lax.psum(x, axes), exact)
+        # Terms may cancel, but not the rounding of what was added up before.
+        return value if exact else self.shake(value, lax.psum(jnp.abs(x), axes))
 
     def product(self, axes: str | tuple[str, ...]) -> jax.Array:
         """A product over a sharded dimension, which makes GSPMD sum over ranks."""
@@ -305,13 +307,19 @@ class Maker:
             return self.random.choice(COLLECTIVES)(x, self.axes())
         return self.random.choice(NEAR_MISSES)(x).astype(x.dtype)
 
-    def shake(self, value: Value) -> Value:
-        """Moves what may be moved by rounding, if this is to be done."""
+    def shake(self, value: Value, largest: jax.Array | None = None) -> Value:
+        """Moves what may be moved by rounding, if this is to be done.
+
+        Args:
+          value: what is moved.
+          largest: what was rounded on the way, if that may be larger.
+        """
         x, exact = value
         if exact or not self.shaken:
             return value
         signs = (jnp.arange(x.size) * 5 % 7 % 2 * 2 - 1).reshape(x.shape).astype(x.dtype)
-        return Value(x * (1 + signs * jnp.finfo(x.dtype).eps), exact)
+        by = signs * jnp.finfo(x.dtype).eps * (x if largest is None else largest)
+        return Value(x + by, exact)
 
     def body(self) -> list[jax.Array]:
         """The outputs, which are some values of the pool."""
