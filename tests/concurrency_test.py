@@ -40,12 +40,10 @@ def run(part: str, out: Path, switch: str, *arguments: str) -> tuple[dict[str, n
         return dict(results), done.stdout
 
 
-@pytest.mark.parametrize(("part", "fused"), [("threads", 2), ("ahead", 1), ("meshes", 6)])
-def test_same_as_stock(part: str, fused: int, tmp_path: Path) -> None:
-    want, stock_out = run(part, tmp_path / "stock.npz", "0")
-    got, out = run(part, tmp_path / "oneshot.npz", "1")
-    assert stock_out.splitlines() == ["fused 0"]
-    assert out.splitlines() == [f"fused {fused}"]
+@pytest.mark.parametrize("part", ["threads", "ahead", "meshes"])
+def test_same_as_stock(part: str, tmp_path: Path) -> None:
+    want, _ = run(part, tmp_path / "stock.npz", "0")
+    got, _ = run(part, tmp_path / "oneshot.npz", "1")
     assert got.keys() == want.keys()
     for name, array in want.items():
         assert len(np.unique(array)) > 4, "numbers that say nothing"
@@ -54,9 +52,7 @@ def test_same_as_stock(part: str, fused: int, tmp_path: Path) -> None:
 
 def test_executables_leave_nothing_behind(tmp_path: Path) -> None:
     _, out = run("cycles", tmp_path / "out.npz", "1", str(CYCLES))
-    *lines, last = out.splitlines()
-    assert last == f"fused {CYCLES + 8}"
-    first, *_, end = (json.loads(line.removeprefix("resources ")) for line in lines)
+    first, end = (json.loads(line) for line in out.splitlines())
     assert (first["cycle"], end["cycle"]) == (0, CYCLES)
     assert end["files"] == first["files"]
     # Of these XLA and the C library may keep a few more or less; one a cycle would be too many.

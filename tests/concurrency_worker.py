@@ -4,10 +4,11 @@
   python concurrency_worker.py threads|ahead|meshes OUT
   python concurrency_worker.py cycles OUT COUNT
 
-Runs on all devices that there are, of any kind, and does the same with and without Oneshot. All
-numbers are small integers, so that sums are exact in whatever order they are added, and what is
-written to OUT has to be the same, bit by bit. `cycles` compares by itself and says what the process
-holds at the beginning, every 1,000 cycles and at the end.
+Runs on all devices that there are, of any kind, and does the same without Oneshot and with it, when
+each sum of floats has to be fused. All numbers are small integers, so that sums are exact in
+whatever order they are added, and what is written to OUT has to be the same, bit by bit. `cycles`
+compares by itself; it says what the process holds at the beginning, every 1,000 cycles and at the
+end.
 """
 
 import concurrent.futures
@@ -15,6 +16,7 @@ import functools
 import gc
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 STEPS = 64
-# With 64 runs under way XLA on CPU hung every time, without Oneshot as with it; with up to 36 never.
+# With 64 runs under way XLA on CPU hung every time, without Oneshot as with it; with up to 36 not.
 MOST_AHEAD_ON_CPU = 24
 WARM_UP = 8  # cycles; by then pools and caches have their size
 Results = dict[str, np.ndarray]
@@ -90,8 +92,8 @@ class Program:
             return h
 
         self.call: Callable[[jax.Array], jax.Array] = program.lower(self.start).compile()
-        text = self.call.as_text()
-        self.fused = text.count('custom_call_target="oneshot_all_reduce"')
+        fused = self.call.as_text().count('custom_call_target="oneshot_all_reduce"')
+        assert fused == (len(axes) if os.environ["ONESHOT"] == "1" else 0), fused
 
 
 def mesh_of(devices: Sequence[jax.Device], *shape: int) -> Mesh:
@@ -101,7 +103,7 @@ def mesh_of(devices: Sequence[jax.Device], *shape: int) -> Mesh:
     return Mesh(array, names, axis_types=(AxisType.Auto,) * len(shape))
 
 
-def threads() -> tuple[Results, int]:
+def threads() -> Results:
     """Two executables on the same devices, each dispatched from a thread of its own."""
     devices = jax.devices()
     mesh = mesh_of(devices, len(devices))
@@ -116,10 +118,10 @@ def threads() -> tuple[Results, int]:
 
     with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
         results = list(pool.map(run, programs))
-    return {f"program {i}": r for i, r in enumerate(results)}, sum(p.fused for p in programs)
+    return {f"program {i}": result for i, result in enumerate(results)}
 
 
-def ahead() -> tuple[Results, int]:
+def ahead() -> Results:
     """Steps that are all dispatched before anybody waits, each in the memory of the last one."""
     devices = jax.devices()
     program = Program(mesh_of(devices, len(devices)), "a", 3, (4, 64), donate=True)
@@ -128,10 +130,10 @@ def ahead() -> tuple[Results, int]:
         previous, h = h, program.call(h)
         assert previous.is_deleted()
         wait_on_cpu(step, [h], programs=1)
-    return {"last": np.asarray(h)}, program.fused
+    return {"last": np.asarray(h)}
 
 
-def meshes() -> tuple[Results, int]:
+def meshes() -> Results:
     """Groups of several forms within a program, and programs on several meshes, in turns."""
     devices = jax.devices()
     count = len(devices)
@@ -147,8 +149,7 @@ def meshes() -> tuple[Results, int]:
     for step in range(STEPS):
         states = [program.call(h) for program, h in zip(programs, states, strict=True)]
         wait_on_cpu(step, states, programs=len(programs))
-    results = {f"program {i}": np.asarray(h) for i, h in enumerate(states)}
-    return results, sum(program.fused for program in programs)
+    return {f"program {i}": np.asarray(h) for i, h in enumerate(states)}
 
 
 def resources() -> dict[str, int]:
@@ -159,16 +160,17 @@ def resources() -> dict[str, int]:
         "mappings": Path("/proc/self/maps").read_text().count("\n"),
         "resident KiB": int(Path("/proc/self/statm").read_text().split()[1]) * 4,
     }
-    if stats := jax.devices()[0].memory_stats():
-        usage["device bytes"] = stats["bytes_in_use"]
+    if jax.default_backend() == "gpu":
+        usage["bytes of JAX"] = jax.devices()[0].memory_stats()["bytes_in_use"]
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        usage["MiB of all GPUs"] = sum(map(int, subprocess.check_output(query).split()))
     return usage
 
 
-def cycles(count: int) -> tuple[Results, int]:
+def cycles(count: int) -> Results:
     """Compiles, runs and deletes; no program is like another, so none comes from a cache."""
     ranks = len(jax.devices())
     mesh = mesh_of(jax.devices(), ranks)
-    fused = 0
     for cycle in range(-WARM_UP, count):
         # What differs is in front of the all-reduce: kernels, which depend on what follows it, are
         # kept as long as the process lives.
@@ -176,22 +178,19 @@ def cycles(count: int) -> tuple[Results, int]:
         program = Program(mesh, "a", factor, (1 + cycle % 4, 64))
         want = layer_on_host(np.asarray(program.start), ranks, factor)
         np.testing.assert_array_equal(program.call(program.start), want)
-        fused += program.fused
         del program
         jax.clear_caches()
         gc.collect()
         done = cycle + 1
         if done >= 0 and (done % 1000 == 0 or done == count):
-            print("resources", json.dumps({"cycle": done} | resources()), flush=True)
-    return {}, fused
+            print(json.dumps({"cycle": done} | resources()), flush=True)
+    return {}
 
 
 def main() -> None:
     """Runs one part."""
     part, out = sys.argv[1], sys.argv[2]
-    results, fused = globals()[part](*map(int, sys.argv[3:]))
-    np.savez(out, **results)
-    print("fused", fused)
+    np.savez(out, **globals()[part](*map(int, sys.argv[3:])))
 
 
 if __name__ == "__main__":
