@@ -4,8 +4,8 @@
 Each part of concurrency_worker.py runs in a process without Oneshot and in one with it; what they
 compute has to be the same, bit by bit. gpu.py does the same on GPUs.
 
-Stock XLA on CPU may hang, too: when many runs of a device are under way, or where a module has
-independent collectives. The worker keeps clear of both, so that what hangs here is Oneshot.
+Stock XLA on CPU hangs, too, when many runs are under way; the worker stays below that, so that what
+hangs here is Oneshot.
 """
 
 import json

@@ -36,18 +36,14 @@ Results = dict[str, np.ndarray]
 
 
 def layer(h: jax.Array, axis: str, factor: float) -> jax.Array:
-    """An all-reduce with an epilogue, and behind it two collectives that stay with stock XLA.
-
-    Each needs what the one before it returns: XLA on CPU may start independent ones in another
-    order on each device, which hangs.
-    """
+    """An all-reduce with an epilogue, and next to it two collectives that stay with stock XLA."""
     rank = lax.axis_index(axis).astype(h.dtype)
     total = lax.psum(h * (factor + rank), axis)
     h = lax.rem(total + h + rank, 16.0)
     h = lax.rem(h + jnp.max(h, axis=-1, keepdims=True), 16.0)
     integers = lax.psum(h[:, :1].astype(jnp.int32), axis)
-    gathered = lax.all_gather(h[:, 1:2] + integers.astype(h.dtype), axis)
-    return lax.rem(h + gathered.sum(axis=0), 16.0)
+    gathered = lax.all_gather(h[:, 1:2], axis)
+    return lax.rem(h + integers.astype(h.dtype) + gathered.sum(axis=0), 16.0)
 
 
 def layer_on_host(h: np.ndarray, ranks: int, factor: float) -> np.ndarray:
@@ -56,8 +52,8 @@ def layer_on_host(h: np.ndarray, ranks: int, factor: float) -> np.ndarray:
     rank = np.arange(ranks)[:, None, None]
     h = ((h * (factor + rank)).sum(0) + h + rank) % 16
     h = (h + h.max(-1, keepdims=True)) % 16
-    gathered = h[..., 1:2] + h[..., :1].sum(0)
-    return ((h + gathered.sum(0)) % 16).reshape(-1, h.shape[-1])
+    h = (h + h[..., :1].sum(0) + h[..., 1:2].sum(0)) % 16
+    return h.reshape(-1, h.shape[-1])
 
 
 def wait_on_cpu(step: int, arrays: Sequence[jax.Array], *, programs: int) -> None:
