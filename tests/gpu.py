@@ -24,6 +24,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 MODELS = Path(__file__).parent / "models"
 EXAMPLES = MODELS.parent.parent / "docs" / "examples"
 
@@ -244,6 +246,57 @@ def model(log: Log) -> None:
         log.check("something was fused", code == 0 and "fused: residual+rms_norm" in out)
 
 
+def concurrency(log: Log) -> None:
+    """Two executables from two threads, 64 donating steps ahead, several meshes; as without it."""
+    worker = str(MODELS.parent / "concurrency_worker.py")
+    for part in ("threads", "ahead", "meshes"):
+        results = []
+        for arm in ("stock", "oneshot"):
+            with tempfile.NamedTemporaryFile(suffix=".npz") as out:
+                code, _ = log.run([sys.executable, worker, part, out.name], ARMS[arm])
+                log.check(f"{part}, {arm}", code == 0)
+                if code == 0:
+                    with np.load(out.name) as arrays:
+                        results.append(dict(arrays))
+        if len(results) == 2:
+            stock, ours = results
+            same = all(np.array_equal(stock[name], ours[name]) for name in stock)
+            log.check(f"{part}: the same bits", stock.keys() == ours.keys() and same)
+
+
+def cycles(log: Log, count: int) -> None:
+    """Compiles, runs and deletes programs, and takes them from JAX's cache; counts what is held."""
+    worker = str(MODELS.parent / "concurrency_worker.py")
+    with tempfile.TemporaryDirectory() as scratch:
+        caching = {
+            "JAX_COMPILATION_CACHE_DIR": f"{scratch}/cache",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        ours = {"ONESHOT": "1"}
+        for what, environ in (
+            ("stock", ARMS["stock"]),
+            ("compiled", ours),
+            ("compiled and cached", ours | caching),
+            ("from the cache", ours | caching),
+        ):
+            command = [sys.executable, worker, "cycles", f"{scratch}/out.npz", str(count)]
+            code, out = log.run(command, environ)
+            held = [json.loads(line) for line in out.splitlines() if line.startswith('{"cycle"')]
+            log.check(f"{count} cycles, {what}", code == 0 and len(held) >= 2)
+            if code or what == "stock":
+                continue
+            growth = {name: held[-1][name] - held[0][name] for name in held[0]}
+            log.write(f"growth {growth}")
+            log.check(
+                f"nothing is left of {count} cycles, {what}",
+                # Anything that each cycle leaves behind is more than half of their number.
+                all(growth[name] < count // 2 for name in ("files", "threads", "mappings"))
+                and growth["bytes of JAX"] == 0
+                and growth["MiB of all GPUs"] < count // 2,
+            )
+
+
 def soak(log: Log) -> None:
     """10,000 steps, all of whose logits have the bits of the first 100."""
     for loop in ("python", "device"):
@@ -389,13 +442,15 @@ def markdown(rows: list[tuple[int, str, str, dict[str, float]]]) -> Iterator[str
 
 def main() -> int:
     """Runs what was asked for."""
-    parts = ["kernels", "sanitizer", "processes", "model", "soak", "tools", "table"]
+    parts = ["kernels", "sanitizer", "processes", "concurrency", "cycles", "model", "soak"]
+    parts += ["tools", "table"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")
     parser.add_argument("--commit", default="", help="where there is no git")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=3, help="of the table")
+    parser.add_argument("--cycles", type=int, default=50, help="of compilation and deletion")
     arguments = parser.parse_args()
 
     log = Log(arguments.out)
@@ -409,6 +464,8 @@ def main() -> int:
             tools(log, arguments.out.parent)
         elif part == "table":
             table(log, arguments.rounds)
+        elif part == "cycles":
+            cycles(log, arguments.cycles)
         else:
             globals()[part](log)
     log.write(f"\n{len(log.failures)} failed" + "".join(f"\n  {what}" for what in log.failures))

@@ -257,30 +257,80 @@ def test_importing_oneshot_does_not_import_jax() -> None:
 # JAX's persistent compilation cache
 
 
+# Other builds of Oneshot, as code that comes before anything is compiled.
+OTHERS = {
+    "version": "import oneshot.version; oneshot.version.__version__ += '.1'\n",
+    "library": "import shutil; from oneshot import config\n"
+    "config.LIBRARIES = type(config.LIBRARIES)(shutil.copytree(config.LIBRARIES, directory))\n"
+    "with (config.LIBRARIES / 'liboneshot_host.so').open('ab') as file: file.write(b'other')\n",
+}
+
+
+class Cache:
+    """A directory for JAX's cache, and one for what passes write: a hit runs none."""
+
+    def __init__(self, directory: Path):
+        self.entries, self.dumps = directory / "cache", directory / "dump"
+
+    def run(self, switch: str, code: str = "") -> tuple[str, int, int]:
+        """Runs PROGRAM after `code`; returns what became of it, and all entries and passes yet."""
+        done = run_code(
+            code + SHOW,
+            ONESHOT=switch,
+            ONESHOT_DUMP_TO=self.dumps,
+            JAX_COMPILATION_CACHE_DIR=self.entries,
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+        )
+        (shown,) = done.out
+        entries = self.entries.glob("jit_program-*-cache")
+        return shown, len(list(entries)), len(list(self.dumps.glob("*.report.json")))
+
+
 @pytest.mark.parametrize("switches", ["1010", "0110"])
-def test_cache_keeps_programs_apart(switches: str, tmp_path: Path) -> None:
-    cache, dump = tmp_path / "cache", tmp_path / "dump"
-    caching = {
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "ONESHOT_DUMP_TO": dump,
-    }
-
-    def entries_and_passes() -> tuple[int, int]:
-        entries = cache.glob("jit_program-*-cache")
-        return len(list(entries)), len(list(dump.glob("*.report.json")))
-
+def test_cache_keeps_on_and_off_apart(switches: str, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
     for count, switch in enumerate(switches, 1):
-        done = run_code(SHOW, ONESHOT=switch, **caching)
-        assert done.out == ["fused" if switch == "1" else "stock"]
-        # One entry for each, and every later run finds its own: no third one, and no second pass.
         before = switches[:count]
-        assert entries_and_passes() == (len(set(before)), int("1" in before))
+        shown = "fused" if switch == "1" else "stock"
+        # One entry for each, and every later run finds its own: no third one, and no second pass.
+        assert cache.run(switch) == (shown, len(set(before)), int("1" in before))
 
-    other = "import oneshot.version; oneshot.version.__version__ += '.1'\n"
-    assert run_code(other + SHOW, ONESHOT="1", **caching).out == ["fused"]
-    assert entries_and_passes() == (3, 2)
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_cache_keeps_builds_apart(other: str, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    code = f"directory = {str(tmp_path / 'libraries')!r}\n{OTHERS[other]}"
+    assert cache.run("1") == ("fused", 1, 1)
+    assert cache.run("1", code) == ("fused", 2, 2)
+    assert cache.run("1") == ("fused", 2, 2)
+
+
+def test_serialized_executable(tmp_path: Path) -> None:
+    file = tmp_path / "executable"
+    code = (
+        "import pickle\n"
+        "from pathlib import Path\n"
+        "from jax.experimental import serialize_executable\n"
+        f"file = Path({str(file)!r})\n"
+        "x = np.arange(8, dtype=np.float32)\n"
+    )
+    save = (
+        "f = jax.jit(jax.shard_map(lambda x: x + lax.psum(x, 'a'),\n"
+        "    mesh=jax.sharding.Mesh(jax.devices(), ('a',)), in_specs=P('a'), out_specs=P('a')))\n"
+        "file.write_bytes(pickle.dumps(serialize_executable.serialize(f.lower(x).compile())))\n"
+    )
+    load = (
+        "try: f = serialize_executable.deserialize_and_load(*pickle.loads(file.read_bytes()))\n"
+        "except Exception as error: print(error)\n"
+        "else: print('oneshot_all_reduce' in f.as_text(), np.array_equal(f(x), x + 28))\n"
+    )
+    run_code(code + save, ONESHOT="1")
+    assert run_code(code + load, ONESHOT="1").out == ["True True"]
+    assert run_code("import oneshot; oneshot.enable()\n" + code + load).out == ["True True"]
+    # Nothing of Oneshot is loaded that could say more; docs/troubleshooting.md has this message.
+    (line,) = run_code(code + load).out
+    assert "No FFI handler registered for oneshot_all_reduce" in line
 
 
 def test_key_says_what_is_on() -> None:
