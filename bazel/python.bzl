@@ -15,7 +15,18 @@ def _python_repository_impl(repository_ctx):
             "#!/bin/sh\nexec '%s' \"$@\"\n" % python,
             executable = True,
         )
-    repository_ctx.file("BUILD", "exports_files([\"python\", \"newest\"])\n")
+    repository_ctx.file(
+        "gpu",
+        "#!/bin/sh\nPYTHONPATH=\"$PYTHONPATH:%s\" exec '%s' \"$@\"\n" % (
+            workspace_path(repository_ctx, ".deps/xla_gpu"),
+            workspace_path(repository_ctx, ".venv/bin/python"),
+        ),
+        executable = True,
+    )
+    repository_ctx.file(
+        "BUILD",
+        "exports_files([\"python\", \"newest\", \"gpu\"])\n",
+    )
 
 python_repository = repository_rule(
     implementation = _python_repository_impl,
@@ -73,8 +84,9 @@ def pytest_test(name, src, python = "python", data = [], **kwargs):
     Args:
       name: name of the test.
       src: the test file.
-      python: which environment runs it: "python", or "newest" for the newest
-        jax that Oneshot is known to work with.
+      python: which environment runs it: "python", "newest" for the newest jax
+        that Oneshot is known to work with, or "gpu" for one with XLA's compiler
+        for GPUs.
       data: files that the test reads.
       **kwargs: passed on to sh_test.
     """

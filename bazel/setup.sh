@@ -96,6 +96,15 @@ xla() {
     'tensorflow/include/*' 'tensorflow/libtensorflow_*.so.2'
 }
 
+xla_gpu() {
+  say "fetching XLA's compiler for GPUs: ${XLA_GPU_PACKAGES[*]} (140 MB, 400 MB unpacked)"
+  need_disk 1
+  rm -rf .deps/xla_gpu
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
+    --only-binary=:all: --target .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}" ||
+    stop "pip could not install ${XLA_GPU_PACKAGES[*]}"
+}
+
 # The same question as in cuda.bzl: is it there, and from CUDA 12.8 on?
 usable_nvcc() { [[ $("$1" --list-gpu-arch 2>/dev/null) == *compute_100* ]]; }
 
@@ -125,6 +134,7 @@ step .venv "$PWD ${VENV_PACKAGES[*]}" venv .venv "${VENV_PACKAGES[@]}"
 step .deps/newest "$PWD ${NEWEST_PACKAGES[*]}" venv .deps/newest "${NEWEST_PACKAGES[@]}"
 ! nvidia-smi -L >/dev/null 2>&1 || step .venv/gpu "${GPU_PACKAGES[*]}" gpu
 step .deps/xla "$XLA_PACKAGE" xla
+step .deps/xla_gpu "${XLA_GPU_PACKAGES[*]}" xla_gpu
 usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
   step .deps/cuda "${CUDA_PACKAGES[*]}" cuda
 step .deps/nvrtc "$NVRTC_PACKAGE" nvrtc

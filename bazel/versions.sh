@@ -33,6 +33,9 @@ GPU_PACKAGES=("jax[cuda13]==0.11.2")
 # XLA: headers and libraries are unpacked into .deps/xla, nothing is installed.
 XLA_PACKAGE=tensorflow-cpu==2.21.0
 
+# XLA's compiler for GPUs, which needs none: unpacked into .deps/xla_gpu.
+XLA_GPU_PACKAGES=(jax-cuda13-pjrt==0.11.2 jax-cuda13-plugin==0.11.2)
+
 # nvcc, for machines that have none: unpacked into .deps/cuda.
 CUDA_PACKAGES=(
   nvidia-cuda-nvcc==13.0.88

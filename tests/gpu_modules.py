@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules as XLA for GPUs hands them to the pass, one for each way to write an epilogue.
+"""Programs for XLA's compiler for GPUs, one for each way to write an epilogue.
 
-  python tests/gpu_modules.py        renews xla_plugin/testdata, which gpu_modules_test reads
+  PYTHONPATH=.deps/xla_gpu .venv/bin/python tests/gpu_modules.py
 
-XLA's compiler for GPUs needs no GPU, only to be told of one. It comes with JAX's plugin:
-`pip install --no-deps jax-cuda13-pjrt jax-cuda13-plugin`, in the version of jaxlib.
+writes into xla_plugin/testdata the modules that it hands to the pass; gpu_modules_test.cc reads
+them. The compiler comes with JAX's plugin, and needs no GPU, only to be told of one.
 """
 
 import functools
