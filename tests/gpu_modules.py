@@ -77,7 +77,8 @@ class Program(NamedTuple):
     Attributes:
       name: of the file.
       run: computes it.
-      sites: for each all-reduce what has to be fused, and the operations that read it then.
+      sites: for each all-reduce what has to be fused, and the operations that read it then; or
+        why it has to stay.
       rows: the dimensions of activations before the last one.
       dtype: of all floats, but for gains and biases.
       parameters: the type of those.
@@ -261,6 +262,15 @@ def scan(o: Operands) -> tuple[Array, ...]:
     return (lax.scan(body, o.h, o.layers)[0],)
 
 
+def added_up(o: Operands) -> tuple[Array, ...]:
+    """A sum over a loop that nobody reads before its end, as of the gradients of micro-batches."""
+
+    def body(total: Array, layer: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + replicated(o.x @ layer[1]), None
+
+    return (lax.scan(body, jnp.zeros_like(o.h), o.layers)[0],)
+
+
 LAYER_NORM = ("residual+layer_norm, read by dot, tuple",)
 
 PROGRAMS = [
@@ -331,6 +341,7 @@ PROGRAMS = [
     Program(
         "scan", scan, ("residual+rms_norm, read by custom-call, dot", "residual, read by tuple")
     ),
+    Program("added_up", added_up, ("a loop only adds it up; XLA moves it behind the loop",)),
 ]
 
 

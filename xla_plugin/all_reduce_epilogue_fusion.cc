@@ -239,7 +239,7 @@ void AllReduceEpilogueFusion::CompileAhead(
     for (size_t i = 0; i < sums->size(); ++i) {
       const EpilogueMatch match =
           MatchEpilogue(hlo, (*sums)[i], i, may_absorb_);
-      if (!WhyNotProfitable(match.program, match.rows, match.hidden, ranks)) {
+      if (!WhyNotProfitable(match, ranks)) {
         kernels.emplace(ToText(match.program), match.rows, match.hidden, ranks);
       }
     }
@@ -287,8 +287,7 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   for (size_t i = 0; i < sums.size(); ++i) {
     const EpilogueMatch match = MatchEpilogue(hlo, sums[i], i, may_absorb_);
     site.bytes = match.rows * match.hidden * ByteWidth(match.program.x);
-    if (const auto why = WhyNotProfitable(match.program, match.rows,
-                                          match.hidden, groups.size())) {
+    if (const auto why = WhyNotProfitable(match, groups.size())) {
       return declined(*why);
     }
     if (compile_kernel_ != nullptr) {

@@ -335,7 +335,7 @@ TEST_F(FusionTest, WhileBodyAndCalledComputation) {
       h = f32[8] add(res, ar)
       one = s32[] constant(1)
       next = s32[] add(i, one)
-      ROOT t = (s32[], f32[8], f32[8]) tuple(next, x, h)
+      ROOT t = (s32[], f32[8], f32[8]) tuple(next, h, x)
     }
     cond {
       p = (s32[], f32[8], f32[8]) parameter(0)
@@ -1171,6 +1171,65 @@ TEST_F(FusionTest, KernelsAreCompiledSideBySide) {
 
 // --------------------------------------------------------------------------
 // Left alone
+
+// A loop with a counter, x, of which `sum` is the sum, and a state.
+std::string Loop(absl::string_view body) {
+  return absl::StrCat(R"(HEADER
+    body {
+      p = (s32[], bf16[3,8], f32[3,8]) parameter(0)
+      i = s32[] get-tuple-element(p), index=0
+      x = bf16[3,8] get-tuple-element(p), index=1
+      state = f32[3,8] get-tuple-element(p), index=2
+      one = s32[] constant(1)
+      next = s32[] add(i, one)
+      ar = bf16[3,8] all-reduce(x), GROUPS, to_apply=add_bf16
+      sum = f32[3,8] convert(ar)
+      )",
+                      body, R"(
+    }
+    cond {
+      p = (s32[], bf16[3,8], f32[3,8]) parameter(0)
+      i = s32[] get-tuple-element(p), index=0
+      n = s32[] constant(3)
+      ROOT lt = pred[] compare(i, n), direction=LT
+    }
+    ENTRY e {
+      t = (s32[], bf16[3,8], f32[3,8]) parameter(0)
+      ROOT w = (s32[], bf16[3,8], f32[3,8]) while(t), condition=cond, body=body
+    })");
+}
+
+TEST_F(FusionTest, DeclinesWhatALoopOnlyAddsUp) {
+  Run(Loop(R"(
+    new = f32[3,8] add(sum, state)
+    ROOT t = (s32[], bf16[3,8], f32[3,8]) tuple(next, x, new))"));
+  ExpectDeclined("XLA moves it behind the loop");
+  Run(Loop(R"(
+    flat = f32[24] reshape(state)
+    term = f32[24] reshape(sum)
+    added = f32[24] add(flat, term)
+    new = f32[3,8] reshape(added)
+    ROOT t = (s32[], bf16[3,8], f32[3,8]) tuple(next, x, new))"));
+  ExpectDeclined("XLA moves it behind the loop");
+}
+
+TEST_F(FusionTest, FusesWhatALoopReads) {
+  for (const absl::string_view y :
+       {"tanh(ar)", "convert(state)", "convert(new)"}) {
+    Run(Loop(absl::StrCat(R"(
+      new = f32[3,8] add(state, sum)
+      y = bf16[3,8] )",
+                          y, R"(
+      ROOT t = (s32[], bf16[3,8], f32[3,8]) tuple(next, y, new))")));
+    EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+  }
+  // Not only added to.
+  Run(Loop(R"(
+    changed = f32[3,8] negate(state)
+    new = f32[3,8] add(changed, sum)
+    ROOT t = (s32[], bf16[3,8], f32[3,8]) tuple(next, x, new))"));
+  EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+}
 
 TEST_F(FusionTest, DeclinesOtherReductionsAndTypes) {
   RunEntry(R"(

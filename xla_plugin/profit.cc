@@ -6,9 +6,14 @@
 #include "cuda/float_formats.h"
 #include "cuda/launch_plan.h"
 #include "cuda/limits.h"
+#include "xla/hlo/ir/hlo_instruction.h"
+#include "xla/hlo/ir/hlo_opcode.h"
 
 namespace oneshot {
 namespace {
+
+using ::xla::HloInstruction;
+using ::xla::HloOpcode;
 
 // Beyond this an all-reduce is limited by the link, and what the kernel saves
 // no longer counts. Between two ranks the kernel was ahead at all sizes that
@@ -22,19 +27,63 @@ int64_t SentBytes(const EpilogueProgram& program, int64_t bytes, int ranks) {
                                               : bytes * (ranks - 1);
 }
 
+bool OnlyMoves(const HloInstruction* hlo) {
+  switch (hlo->opcode()) {
+    case HloOpcode::kBitcast:
+    case HloOpcode::kConvert:
+    case HloOpcode::kCopy:
+    case HloOpcode::kReshape:
+    case HloOpcode::kTranspose:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// What it is when it has been moved as far as nobody else reads it.
+const HloInstruction* LastMove(const HloInstruction* hlo) {
+  while (hlo->user_count() == 1 && OnlyMoves(hlo->users()[0])) {
+    hlo = hlo->users()[0];
+  }
+  return hlo;
+}
+
+// Whether all that happens to it is that a loop adds it to a part of its state,
+// which the loop does not read otherwise: the gradients of micro-batches.
+bool IsAddedUpByLoop(const HloInstruction* sum) {
+  const HloInstruction* term = LastMove(sum);
+  if (term->user_count() != 1) return false;
+  const HloInstruction* add = term->users()[0];
+  if (add->opcode() != HloOpcode::kAdd) return false;
+  const HloInstruction* state = add->operand(1 - add->operand_index(term));
+  while (OnlyMoves(state) && state->user_count() == 1) {
+    state = state->operand(0);
+  }
+  const HloInstruction* new_state = LastMove(add);
+  if (new_state->user_count() != 1) return false;
+  const HloInstruction* root = new_state->users()[0];
+  return root->opcode() == HloOpcode::kTuple && root->IsRoot() &&
+         state->opcode() == HloOpcode::kGetTupleElement &&
+         state->operand(0)->opcode() == HloOpcode::kParameter &&
+         state->user_count() == 1 &&
+         state->tuple_index() == root->operand_index(new_state);
+}
+
 }  // namespace
 
-std::optional<std::string> WhyNotProfitable(const EpilogueProgram& program,
-                                            int64_t rows, int64_t hidden,
+std::optional<std::string> WhyNotProfitable(const EpilogueMatch& match,
                                             int64_t ranks) {
   if (ranks < kMinRanks) return "groups of one rank need no communication";
   if (ranks > kMaxRanks) {
     return absl::StrCat("groups of ", ranks, " ranks; at most ", kMaxRanks);
   }
-  if (!Analyze(program).needs_rows) {
-    hidden *= rows;
-    rows = 1;
+  if (IsAddedUpByLoop(match.sum)) {
+    return "a loop only adds it up; XLA moves it behind the loop";
   }
+  const EpilogueProgram& program = match.program;
+  const bool needs_rows = Analyze(program).needs_rows;
+  const int64_t rows = needs_rows ? match.rows : 1;
+  const int64_t hidden = match.rows * match.hidden / rows;
   const int64_t bytes = rows * PaddedRowBytes(hidden * ByteWidth(program.x));
   const int count = static_cast<int>(ranks);
   if (bytes > MaxMessageBytes(count)) {

@@ -4,10 +4,28 @@
 //
 // The rule: it is, for groups of 2 to 8 ranks, as long as the message fits the
 // workspace and what a rank sends to all its peers together is no more than
-// 8 MiB. The epilogue does not matter: whatever it holds would otherwise be
-// another kernel, or a part of the next GEMM, where XLA folds the scaling of a
-// norm into it. That is no reason to stop before the scaling: GEMMs that read
-// what is scaled already are no slower (docs/benchmarks).
+// 8 MiB, unless a loop only adds up the sums.
+//
+// What the epilogue holds does not matter. XLA makes no row reduction part of a
+// GEMM or of an all-reduce: a norm is one kernel of its own at least, and with
+// it the residual. What is only elementwise, like a bias, a residual or the
+// gain of a norm, XLA folds for nothing into the kernel that reads it, even if
+// that is a GEMM. The call has it for nothing too, since the sum is in
+// registers and one tensor is written either way, and GEMMs that read what is
+// scaled already are no slower (docs/benchmarks). Only one more result would
+// cost something; so the matcher gives back what XLA can compute for nothing
+// from results that are written all the same.
+//
+// Behind the hook, XLA has more passes for the all-reduces that it finds:
+//
+// * One that a loop only adds up goes behind the loop. So it stays with XLA.
+// * Those whose results are added become one. AllReduceReassociation does that.
+// * Those that are ready together become one with several operands. A few calls
+//   take no longer than that, for messages that are bound by latency.
+// * One of which each rank keeps only its part becomes a reduce-scatter, which
+//   sends half as much. A call is made of it nevertheless, since latency is
+//   what counts here, too; this has not been measured.
+// * It may run beside work that does not depend on it. A call does not.
 
 #ifndef ONESHOT_XLA_PLUGIN_PROFIT_H_
 #define ONESHOT_XLA_PLUGIN_PROFIT_H_
@@ -16,15 +34,13 @@
 #include <optional>
 #include <string>
 
-#include "cuda/epilogue_program.h"
+#include "xla_plugin/epilogue_match.h"
 
 namespace oneshot {
 
-// Why an all-reduce of `rows` rows of `hidden` elements over groups of `ranks`,
-// with the epilogue `program`, is better left to stock XLA; nothing if it
+// Why a match over groups of `ranks` is better left to stock XLA; nothing if it
 // isn't.
-std::optional<std::string> WhyNotProfitable(const EpilogueProgram& program,
-                                            int64_t rows, int64_t hidden,
+std::optional<std::string> WhyNotProfitable(const EpilogueMatch& match,
                                             int64_t ranks);
 
 }  // namespace oneshot
