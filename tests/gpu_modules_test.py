@@ -39,5 +39,5 @@ def test_compiles(program: Program, dump: Path) -> None:
     (path,) = dump.glob("*.report.json")
     found = [site["epilogue"] for site in json.loads(path.read_text())["all_reduces"]]
     assert found == [site.split(",")[0] for site in program.sites]
-    assert len(re.findall('custom_call_target="oneshot_all_reduce"', hlo)) == len(found)
+    assert len(re.findall('custom_call_target="oneshot_all_reduce', hlo)) == len(found)
     assert not re.search(r" all-reduce\S*\(", hlo)
