@@ -53,13 +53,14 @@
 // No deadlock when only a part of a grid is resident. Clusters are dispatched
 // in order of their index and a block pushes everything it has to push before
 // it waits for anything. A block waits only for what blocks of its own index
-// or, where the grids differ, blocks with the same tiles push, and these never
-// wait before they have pushed: so the waiting block of lowest index on any
-// rank is always served. With two shots the pushes of sums come behind waits,
-// but those are waits for pushes that no wait precedes, and all ranks take the
-// tiles of a block in the same order. Blocks of a cluster, which wait for each
-// other, are resident together. This needs a device per rank: ranks that share
-// a device, as in tests, need all their blocks resident together.
+// push, and these never wait before they have pushed: so the waiting block of
+// lowest index on any rank is always served. With two shots the pushes of sums
+// come behind waits, but those are waits for pushes that no wait precedes, and
+// all ranks take the tiles of a block in the same order. Blocks of a cluster,
+// which wait for each other, are resident together. All this is for grids of
+// one size. Where they differ, on GPUs of different kinds, all blocks have to
+// be resident, which launch_plan.cc sees to while nothing else is running, and
+// so they have to for ranks that share a device, as in tests.
 //
 // A peer that is gone. After `timeout_ns` of waiting a thread reports what it
 // waited for in `fault` and ends the kernel with a trap: the run fails on this

@@ -15,8 +15,8 @@ constexpr int kSmallBlock = 128;
 // then resident at once with up to 128 registers a thread.
 constexpr int kThreadsPerMultiprocessor = 512;
 
-// What the link carries in the time of one more trip, by measurement between
-// two H200; see docs/benchmarks.
+// What the link carries in the time of one more trip. That time is an estimate,
+// 1.2 us; docs/benchmarks/predictions.md says what follows from it.
 constexpr int64_t kTripBytes = 400 << 10;
 
 // In two shots it is sums that are sent, so these must have the type of x.

@@ -15,7 +15,6 @@ import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,23 +37,9 @@ ARMS = {
     },
     "oneshot": {"ONESHOT": "1", "ONESHOT_LOG": "info"},
 }
-NO_GRAPHS = "--xla_gpu_enable_command_buffer="
 # XLA makes no graphs while a profiler runs, unless asked to.
 PROFILE_GRAPHS = "--xla_enable_command_buffers_during_profiling=true"
 
-# Llama-3-8B's width, with an MLP so small that two GPUs have as much to read per layer as each of
-# eight would have of the real one: the latency-bound regime.
-TABLE_MODEL = {
-    "layers": 8,
-    "hidden": 4096,
-    "heads": 32,
-    "kv-heads": 8,
-    "ffn": 2048,
-    "vocab": 512,
-    "max-len": 64,
-    "dtype": "bf16",
-    "tp": 2,
-}
 # Small enough for float64 on the host.
 MODEL = {"layers": 4, "hidden": 1024, "heads": 16, "kv-heads": 8, "ffn": 2816, "tp": 2}
 # Oneshot's error may be this much larger than stock's: GEMMs are autotuned, and a run of stock
@@ -399,57 +384,24 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
     result.with_suffix(".svg").write_text("\n".join([*timeline.svg(part), ""]))
 
 
-def table(log: Log, rounds: int) -> None:
-    """Microseconds per layer of the decode step; arms alternate, medians over the rounds."""
-    cases = [
-        (batch, loop, graphs)
-        for batch in (1, 8)
-        for loop in ("device", "python")
-        for graphs in ("graphs", "no graphs")
-        if graphs == "graphs" or batch == 8
-    ]
-    rows = []
-    for batch, loop, graphs in cases:
-        times: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for _ in range(rounds):
-            for arm, environ in ARMS.items():
-                merged = dict(environ)
-                if graphs == "no graphs":
-                    merged["XLA_FLAGS"] = f"{merged.get('XLA_FLAGS', '')} {NO_GRAPHS}".strip()
-                arguments = [*flags(TABLE_MODEL), "--batch", str(batch), "--steps", "32"]
-                _, out = llama(log, merged, *arguments, "--loop", loop, "--time", "50")
-                found = re.search(r"us_per_step (\S+)", out)
-                if found:
-                    times[arm].append(float(found[1]) / int(str(TABLE_MODEL["layers"])))
-        if all(times.values()):
-            rows.append((batch, loop, graphs, {a: statistics.median(t) for a, t in times.items()}))
-        else:
-            log.check(f"batch {batch}, {loop} loop, {graphs}", passed=False)
-    for line in markdown(rows):
-        log.write(line)
-
-
-def markdown(rows: list[tuple[int, str, str, dict[str, float]]]) -> Iterator[str]:
-    """The table: microseconds per layer, and how often faster than the best stock arm."""
-    yield f"us per layer (step time / layers), {' '.join(flags(TABLE_MODEL))}"
-    yield "| batch | loop | graphs | " + " | ".join(ARMS) + " | best stock / oneshot |"
-    yield "|" + "---|" * (len(ARMS) + 4)
-    for batch, loop, graphs, times in rows:
-        best = min(time for arm, time in times.items() if arm != "oneshot")
-        cells = " | ".join(f"{times[arm]:.1f}" for arm in ARMS)
-        yield f"| {batch} | {loop} | {graphs} | {cells} | {best / times['oneshot']:.2f} |"
+def bench(log: Log, rounds: int) -> None:
+    """Programs with and without Oneshot; see docs/benchmarks."""
+    command = [sys.executable, "-m", "oneshot", "bench", "--rounds", str(rounds)]
+    options = ["--models", "op", "llama-3-8b /4", "--batches", "1", "8", "--profile"]
+    code, _ = log.run([*command, *options])
+    log.check("benchmark", code == 0)
 
 
 def main() -> int:
     """Runs what was asked for."""
     parts = ["kernels", "sanitizer", "processes", "concurrency", "cycles", "model", "soak"]
-    parts += ["tools", "table"]
+    parts += ["tools", "bench"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")
     parser.add_argument("--commit", default="", help="where there is no git")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--rounds", type=int, default=3, help="of the table")
+    parser.add_argument("--rounds", type=int, default=3, help="of the benchmark")
     parser.add_argument("--cycles", type=int, default=50, help="of compilation and deletion")
     arguments = parser.parse_args()
 
@@ -462,8 +414,8 @@ def main() -> int:
             globals()[part](log, arguments.kernels)
         elif part == "tools":
             tools(log, arguments.out.parent)
-        elif part == "table":
-            table(log, arguments.rounds)
+        elif part == "bench":
+            bench(log, arguments.rounds)
         elif part == "cycles":
             cycles(log, arguments.cycles)
         else:

@@ -41,6 +41,6 @@ def test_compiles(program: Program, dump: Path) -> None:
     found = [site["epilogue"] or site["reason"] for site in sites]
     assert found == [site.split(", read by")[0] for site in program.sites]
     fired = sum(site["fired"] for site in sites)
-    assert len(re.findall('custom_call_target="oneshot_all_reduce"', hlo)) == fired
+    assert len(re.findall('custom_call_target="oneshot_all_reduce', hlo)) == fired
     # XLA makes an all-reduce asynchronous or not.
     assert len(re.findall(r" all-reduce(?:-start)?\(", hlo)) == len(sites) - fired

@@ -102,7 +102,7 @@ def test_hlo(dump: Path) -> None:
         if not module.fired:
             continue
         after = module.after.read_text()
-        assert after.count('custom_call_target="oneshot_all_reduce"') == module.fired
+        assert after.count('custom_call_target="oneshot_all_reduce') == module.fired
         for site in module.all_reduces:
             mentions = re.findall(rf"(?<![\w.-]){re.escape(site.name)}(?![\w.-])", after)
             if site.fired:

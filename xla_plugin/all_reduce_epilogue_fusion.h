@@ -20,7 +20,10 @@
 
 namespace oneshot {
 
-inline constexpr absl::string_view kCustomCallTarget = "oneshot_all_reduce";
+// XLA names it where an executable is loaded that needs a handler which nobody
+// has registered: so it says what to do.
+inline constexpr absl::string_view kCustomCallTarget =
+    "oneshot_all_reduce (needs ONESHOT=1)";
 
 // Replaces each all-reduce, together with the elementwise operations and row
 // reductions that follow it, by one typed-FFI custom-call:
@@ -30,7 +33,7 @@ inline constexpr absl::string_view kCustomCallTarget = "oneshot_all_reduce";
 //   norm = rms_norm(h) * gain
 // =>
 //   call = (f32[4,64], f32[4,64]) custom-call(x, residual, gain),
-//          custom_call_target="oneshot_all_reduce", backend_config={...}
+//          custom_call_target="oneshot_all_reduce (needs ONESHOT=1)", ...
 //   h    = get-tuple-element(call), index=0
 //   norm = get-tuple-element(call), index=1
 //

@@ -26,7 +26,8 @@ from oneshot import log
 from oneshot.log import logger
 from oneshot.version import __version__
 
-TARGET = "oneshot_all_reduce"
+# What XLA says is missing, where an executable is loaded without Oneshot.
+TARGET = "oneshot_all_reduce (needs ONESHOT=1)"
 """Target name of the custom-call."""
 
 CONCURRENT = "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT"

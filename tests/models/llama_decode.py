@@ -15,9 +15,7 @@ KV heads, E head size, F MLP size, V vocabulary.
 import argparse
 import dataclasses
 import functools
-import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -332,16 +330,6 @@ class Decoder:
         parts = jax.device_get(self.decode(self.new_cache()))
         return np.stack(parts).reshape(c.steps, c.batch, c.vocab)
 
-    def microseconds_per_step(self, repetitions: int) -> float:
-        """Median over the repetitions, after two to warm up."""
-        times = []
-        for _ in range(2 + repetitions):
-            cache = jax.block_until_ready(self.new_cache())
-            start = time.perf_counter()
-            jax.block_until_ready(self.decode(cache))
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[2:]) / self.config.steps * 1e6
-
     def first_difference(self, repetitions: int) -> int | None:
         """Finds the first repetition whose logits are not bit for bit those of a first run."""
         same = jax.jit(self._same_bits)
@@ -386,7 +374,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_flags(parser)
     parser.add_argument("--save", metavar="FILE", help="write the logits of every step (.npz)")
-    parser.add_argument("--time", type=int, default=0, metavar="N", help="time N repetitions")
     parser.add_argument("--repeat", type=int, default=0, metavar="K", help="compare K reruns' bits")
     arguments = parser.parse_args()
 
@@ -395,8 +382,6 @@ def main() -> int:
     print(f"logits {list(logits.shape)} rms {np.sqrt(np.mean(np.square(logits))):.6f}")
     if arguments.save:
         np.savez(arguments.save, logits=logits)
-    if arguments.time:
-        print(f"us_per_step {decoder.microseconds_per_step(arguments.time):.2f}")
     if arguments.repeat:
         different = decoder.first_difference(arguments.repeat)
         if different is not None:

@@ -77,7 +77,7 @@ class Program:
         self._compiled = lowered.compile()
         self.compile_s = time.perf_counter() - start
         text = self._compiled.as_text()
-        calls = text.count('custom_call_target="oneshot_all_reduce"')
+        calls = text.count('custom_call_target="oneshot_all_reduce')
         left = text.count(" all-reduce(") + text.count(" all-reduce-start(")
         self.fused = f"{calls} of {calls + left}"
         self.sample()
