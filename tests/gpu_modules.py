@@ -239,6 +239,11 @@ def embedding(o: Operands) -> Array:
     return replicated(o.table[o.tokens]) * D**0.5
 
 
+def embedding_take(o: Operands) -> Array:
+    """As in flax: what is out of range becomes NaN."""
+    return replicated(jnp.take(o.table, o.tokens, axis=0)) * D**0.5
+
+
 def by_shard(o: Operands) -> Array:
     """By hand."""
     total = jax.shard_map(
@@ -337,6 +342,11 @@ PROGRAMS = [
         ),
     ),
     Program("embedding", with_stream(embedding), ("multiply+rms_norm, read by dot, tuple",)),
+    Program(
+        "embedding_take",
+        with_stream(embedding_take),
+        ("select+multiply+rms_norm, read by dot, tuple",),
+    ),
     Program("shard_map", with_stream(by_shard)),
     Program(
         "scan", scan, ("residual+rms_norm, read by custom-call, dot", "residual, read by tuple")

@@ -167,8 +167,8 @@ def table(runs: dict[str, list[dict]]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "* The first all-reduce is the embedding's. With `none` behind it, a selection comes next,",
-        "  by a mask that is no float tensor: an index out of range gives NaN.",
+        "* The first all-reduce is the embedding's. Where a selection comes next, an index out of",
+        "  range gives NaN.",
         "* In a scan the norm at the head of a layer is in another iteration than the all-reduce",
         "  before it, so that the last one of a layer has only its residual.",
         "* Where attention and MLP are parallel, the CPU backend has combined their all-reduces;",

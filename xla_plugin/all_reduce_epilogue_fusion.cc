@@ -137,7 +137,15 @@ absl::StatusOr<HloInstruction*> Rewrite(
 
   // Operands and results in the order that cuda/call_attributes.h reads them.
   std::vector<HloInstruction*> operands = {match.input};
-  absl::c_copy(match.operands, std::back_inserter(operands));
+  for (HloInstruction* operand : match.operands) {
+    if (operand->shape().element_type() == xla::PRED) {
+      const Shape shape =
+          ShapeUtil::ChangeElementType(operand->shape(), xla::BF16);
+      operand = computation->AddInstruction(
+          HloInstruction::CreateConvert(shape, operand));
+    }
+    operands.push_back(operand);
+  }
   absl::c_copy(match.indices, std::back_inserter(operands));
   if (platform == AllReduceEpilogueFusion::Platform::kHost) {
     // XLA:CPU tells a custom-call neither its rank nor its communicator.

@@ -461,6 +461,38 @@ TEST_F(FusionTest, DegenerateDimensionsAndReshapes) {
   EXPECT_FALSE(Has(xla::HloOpcode::kReshape));
 }
 
+TEST_F(FusionTest, MaskOfRows) {
+  // An embedding of indices that may be out of range.
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    valid = pred[4] parameter(1)
+    mask = pred[4,8] broadcast(valid), dimensions={0}
+    invalid = bf16[] constant(nan)
+    row = bf16[4,8] broadcast(invalid), dimensions={}
+    ROOT h = bf16[4,8] select(mask, ar, row)
+  )");
+  ExpectFused("select");
+  EXPECT_EQ(
+      Program(),
+      "x bf16; in0 row bf16; v0 = sum.bf16; v1 = in0; v2 = constant 0x0p+0; "
+      "v3 = ne v1 v2; v4 = constant nan; v5 = select.bf16 v3 v0 v4; "
+      "out0 v5 bf16");
+  const xla::HloInstruction* mask = Calls()[0]->operand(1);
+  EXPECT_EQ(mask->opcode(), xla::HloOpcode::kConvert);
+  EXPECT_EQ(mask->operand(0)->name(), "valid");
+}
+
+TEST_F(FusionTest, WholeMaskIsNotTakenIn) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    mask = pred[4,8] parameter(1)
+    ROOT h = bf16[4,8] select(mask, ar, x)
+  )");
+  ExpectFused("none");
+}
+
 TEST_F(FusionTest, OperandsOfEveryExtent) {
   RunEntry(R"(
     x = f32[4,8] parameter(0)

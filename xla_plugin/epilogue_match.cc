@@ -503,7 +503,12 @@ std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
     extent = extent_of(Elements(inner));
     if (!extent.has_value()) return std::nullopt;
   }
-  if (!IsFloat(inner) || !IsRowMajor(inner->shape())) return std::nullopt;
+  // A predicate is read as a number, into which something has to turn it. That
+  // is for nothing if it is small.
+  const bool is_mask = IsPredicate(inner) && *extent != Extent::kElement;
+  if (!(IsFloat(inner) || is_mask) || !IsRowMajor(inner->shape())) {
+    return std::nullopt;
+  }
   Leaf leaf{inner, *extent};
   // With a single row it is one or the other. For the name of the epilogue: a
   // parameter of a model has one dimension, an activation keeps those of size
@@ -807,26 +812,30 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
     program.instructions.push_back(instruction);
     return static_cast<int>(program.instructions.size()) - 1;
   };
+  const auto constant_of = [&](float constant) {
+    const auto [place, is_new] = constants.try_emplace(Bits(constant), 0);
+    if (is_new) {
+      Instruction instruction;
+      instruction.op = Op::kConstant;
+      instruction.constant = constant;
+      place->second = append(instruction);
+    }
+    return place->second;
+  };
   const auto value_of = [&](const Source& source) {
     if (const auto* hlo = std::get_if<HloInstruction*>(&source)) {
       return values.at(*hlo);
     }
     if (const auto* constant = std::get_if<float>(&source)) {
-      const auto [place, is_new] = constants.try_emplace(Bits(*constant), 0);
-      if (is_new) {
-        Instruction instruction;
-        instruction.op = Op::kConstant;
-        instruction.constant = *constant;
-        place->second = append(instruction);
-      }
-      return place->second;
+      return constant_of(*constant);
     }
     const Leaf& leaf = std::get<Leaf>(source);
     const auto [place, is_new] = leaves.try_emplace(leaf, 0);
     if (is_new) {
       Operand operand;
       operand.extent = leaf.extent;
-      operand.dtype = *ToDType(leaf.tensor->shape().element_type());
+      operand.dtype =
+          ToDType(leaf.tensor->shape().element_type()).value_or(DType::kBf16);
       if (leaf.index != nullptr) {
         const auto [index, first] =
             indices.try_emplace(leaf.index, program.indices);
@@ -843,6 +852,13 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
       program.operands.push_back(operand);
       match->operands.push_back(leaf.tensor);
       place->second = append(instruction);
+      if (IsPredicate(leaf.tensor)) {
+        Instruction is_true;
+        is_true.op = Op::kNe;
+        is_true.inputs[0] = place->second;
+        is_true.inputs[1] = constant_of(0.0f);
+        place->second = append(is_true);
+      }
     }
     return place->second;
   };

@@ -45,7 +45,8 @@ struct EpilogueMatch {
   // What is sent. This is the all-reduce's operand, or the narrower value that
   // the operand only widens.
   xla::HloInstruction* input = nullptr;
-  std::vector<xla::HloInstruction*> operands;  // as the program numbers them
+  // As the program numbers them. It takes predicates for converted to bf16.
+  std::vector<xla::HloInstruction*> operands;
   std::vector<xla::HloInstruction*> indices;
   std::vector<xla::HloInstruction*> results;  // replaced by those of the call
   std::vector<Stop> stops;
