@@ -1384,6 +1384,25 @@ TEST_F(FusionTest, DeclinesGroupsItCannotServe) {
   ExpectDeclined("groups of 9 ranks");
 }
 
+TEST_F(FusionTest, DeclinesLargeSumsThatNothingFollows) {
+  RunEntry(R"(
+    x = f32[512,1024] parameter(0)
+    ROOT ar = f32[512,1024] all-reduce(x), GROUPS, to_apply=add_f32
+  )");
+  ExpectDeclined("nothing follows that could be fused");
+  RunEntry(R"(
+    x = f32[512,1024] parameter(0)
+    ar = f32[512,1024] all-reduce(x), GROUPS, to_apply=add_f32
+    ROOT t = f32[512,1024] tanh(ar)
+  )");
+  EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+  RunEntry(R"(
+    x = f32[256,1024] parameter(0)
+    ROOT ar = f32[256,1024] all-reduce(x), GROUPS, to_apply=add_f32
+  )");
+  EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+}
+
 TEST_F(FusionTest, DeclinesLargeMessages) {
   RunEntry(R"(
     x = f32[2048,1025] parameter(0)

@@ -2,6 +2,7 @@
 
 #include "xla_plugin/profit.h"
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "cuda/float_formats.h"
 #include "cuda/launch_plan.h"
@@ -20,6 +21,15 @@ using ::xla::HloOpcode;
 // were measured (docs/benchmarks); for more ranks this is the same time on the
 // link, not a measurement.
 constexpr int64_t kMaxSentBytes = int64_t{8} << 20;
+
+// The same where nothing follows the sum but a conversion.
+constexpr int64_t kMaxSentBytesAlone = int64_t{1} << 20;
+
+bool IsAlone(const EpilogueProgram& program) {
+  return absl::c_all_of(program.instructions, [](const Instruction& value) {
+    return value.op == Op::kSum || value.op == Op::kConvert;
+  });
+}
 
 // What one rank sends in all.
 int64_t SentBytes(const EpilogueProgram& program, int64_t bytes, int ranks) {
@@ -95,6 +105,11 @@ std::optional<std::string> WhyNotProfitable(const EpilogueMatch& match,
     return absl::StrCat("message of ", bytes, " bytes is too large; each of ",
                         ranks, " ranks would send ", sent, ", at most ",
                         kMaxSentBytes);
+  }
+  if (sent > kMaxSentBytesAlone && IsAlone(program)) {
+    return absl::StrCat(
+        "nothing follows that could be fused, and a message of ", bytes,
+        " bytes may better run beside other work");
   }
   return std::nullopt;
 }

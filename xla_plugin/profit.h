@@ -4,13 +4,14 @@
 //
 // The rule: it is, for groups of 2 to 8 ranks, as long as the message fits the
 // workspace and what a rank sends to all its peers together is no more than
-// 8 MiB, unless a loop only adds up the sums.
+// 8 MiB, or 1 MiB where nothing can be fused, and unless a loop only adds up
+// the sums.
 //
-// What the epilogue holds does not matter. XLA makes no row reduction part of a
-// GEMM or of an all-reduce: a norm is one kernel of its own at least, and with
-// it the residual. What is only elementwise, like a bias, a residual or the
-// gain of a norm, XLA folds for nothing into the kernel that reads it, even if
-// that is a GEMM. The call has it for nothing too, since the sum is in
+// What else the epilogue holds does not matter. XLA makes no row reduction part
+// of a GEMM or of an all-reduce: a norm is one kernel of its own at least, and
+// with it the residual. What is only elementwise, like a bias, a residual or
+// the gain of a norm, XLA folds for nothing into the kernel that reads it, even
+// if that is a GEMM. The call has it for nothing too, since the sum is in
 // registers and one tensor is written either way, and GEMMs that read what is
 // scaled already are no slower (docs/benchmarks). Only one more result would
 // cost something; so the matcher gives back what XLA can compute for nothing
@@ -22,10 +23,11 @@
 // * Those whose results are added become one. AllReduceReassociation does that.
 // * Those that are ready together become one with several operands. A few calls
 //   take no longer than that, for messages that are bound by latency.
+// * Large ones, which are mostly gradients, run beside the rest of a backward
+//   pass. So a bare sum stays with XLA from 1 MiB on.
 // * One of which each rank keeps only its part becomes a reduce-scatter, which
 //   sends half as much. A call is made of it nevertheless, since latency is
 //   what counts here, too; this has not been measured.
-// * It may run beside work that does not depend on it. A call does not.
 
 #ifndef ONESHOT_XLA_PLUGIN_PROFIT_H_
 #define ONESHOT_XLA_PLUGIN_PROFIT_H_
