@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -368,36 +368,45 @@ def mesh() -> Mesh:
     return topologies.make_mesh(topology, (RANKS,), ("model",))
 
 
-def compile_program(program: Program) -> jax.stages.Compiled:
-    """Compiles one program."""
+def operands(program: Program, array: Callable[..., Any]) -> Operands:
+    """What a program gets.
 
-    def array(*shape: int, dtype: str = program.dtype, spec: tuple = ()) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh(), P(*spec)))
-
-    rows = program.rows
-    x = array(*rows, D, spec=(*[None] * len(rows), "model"))
-    w = array(D, D, spec=("model",))
-    parameter = array(D, dtype=program.parameters)
-    operands = Operands(
+    Args:
+      program: the program.
+      array: makes an array of a shape, dtype and sharding over the mesh, or what stands for it.
+    """
+    rows, dtype = program.rows, program.dtype
+    x = array((*rows, D), dtype, P(*[None] * len(rows), "model"))
+    w = array((D, D), dtype, P("model"))
+    parameter = array((D,), program.parameters, P())
+    return Operands(
         x=x,
         w=w,
         other_x=x,
         other_w=w,
-        h=array(*rows, D),
+        h=array((*rows, D), dtype, P()),
         gain=parameter,
         other_gain=parameter,
         bias=parameter,
         other_bias=parameter,
-        up=array(D, 4 * D, spec=(None, "model")),
-        table=array(VOCABULARY, D, spec=("model",)),
-        tokens=array(*rows, dtype="int32"),
+        up=array((D, 4 * D), dtype, P(None, "model")),
+        table=array((VOCABULARY, D), dtype, P("model")),
+        tokens=array(rows, "int32", P()),
         layers=(
-            array(LAYERS, D, D, spec=(None, None, "model")),
-            array(LAYERS, D, D, spec=(None, "model")),
-            array(LAYERS, D, dtype=program.parameters),
+            array((LAYERS, D, D), dtype, P(None, None, "model")),
+            array((LAYERS, D, D), dtype, P(None, "model")),
+            array((LAYERS, D), program.parameters, P()),
         ),
     )
-    return jax.jit(program.run).lower(operands).compile()
+
+
+def compile_program(program: Program) -> jax.stages.Compiled:
+    """Compiles one program."""
+
+    def array(shape: tuple[int, ...], dtype: str, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh(), spec))
+
+    return jax.jit(program.run).lower(operands(program, array)).compile()
 
 
 def shortened(text: str) -> str:
