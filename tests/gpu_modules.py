@@ -139,6 +139,13 @@ def einsum_gain(h: Array, gain: Array) -> Array:
     return jnp.einsum("...k,k->...k", f, gain)
 
 
+def gain_by_einsum(h: Array, gain: Array) -> Array:
+    """As in MaxText."""
+    f = h.astype(jnp.float32)
+    normed = (f * lax.rsqrt(mean_square(f) + EPSILON)).astype(h.dtype)
+    return jnp.einsum("...k,k->...k", normed, gain)
+
+
 def scaled(scale: Callable[[Array], Array]) -> Norm:
     """Another way to write 1 / sqrt(v)."""
 
@@ -296,6 +303,7 @@ PROGRAMS = [
     Program("rms_norm_one_token_each", normed(rms_norm), rows=(4, 1)),
     Program("rms_norm_cast_at_end", normed(cast_at_end), parameters="float32"),
     Program("rms_norm_gain_first", normed(gain_first), parameters="float32"),
+    Program("rms_norm_gain_by_einsum", normed(gain_by_einsum), rows=(2, 3)),
     Program("rms_norm_one_plus_gain", normed(one_plus_gain)),
     Program("rms_norm_one_plus_gain_f32", normed(one_plus_gain), parameters="float32"),
     Program("rms_norm_einsum_gain", normed(einsum_gain)),

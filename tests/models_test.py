@@ -176,7 +176,8 @@ def table(runs: dict[str, list[dict]]) -> str:
         "* OLMo-2 normalises queries and keys over all heads, which are sharded: those all-reduces",
         "  are of one number a token, and end where that is spread over the heads.",
         "* A gain that is an einsum (Llama-3 in linen) is a multiplication of transposed tensors",
-        "  when there are several tokens: the norm is fused without its gain.",
+        "  when there are several tokens: the norm is fused without its gain. Not so on GPUs:",
+        "  nothing is transposed there.",
         "",
     ]
     return "\n".join(lines)
