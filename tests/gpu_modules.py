@@ -132,13 +132,6 @@ def divided_by_sqrt(h: Array, gain: Array) -> Array:
     return (f / jnp.sqrt(mean_square(f) + EPSILON)).astype(h.dtype) * gain
 
 
-def einsum_gain(h: Array, gain: Array) -> Array:
-    """As in MaxText."""
-    f = h.astype(jnp.float32)
-    f = (f * lax.rsqrt(mean_square(f) + EPSILON)).astype(h.dtype)
-    return jnp.einsum("...k,k->...k", f, gain)
-
-
 def gain_by_einsum(h: Array, gain: Array) -> Array:
     """As in MaxText."""
     f = h.astype(jnp.float32)
@@ -306,8 +299,6 @@ PROGRAMS = [
     Program("rms_norm_gain_by_einsum", normed(gain_by_einsum), rows=(2, 3)),
     Program("rms_norm_one_plus_gain", normed(one_plus_gain)),
     Program("rms_norm_one_plus_gain_f32", normed(one_plus_gain), parameters="float32"),
-    Program("rms_norm_einsum_gain", normed(einsum_gain)),
-    Program("rms_norm_einsum_gain_batch", normed(einsum_gain), rows=(2, 3)),
     Program("rms_norm_gain_of_ones", normed(lambda h, _: rms_norm(h, jnp.ones(D, h.dtype)))),
     Program("rms_norm_divided_by_sqrt", normed(divided_by_sqrt)),
     Program("rms_norm_one_over_sqrt", normed(scaled(lambda v: 1 / jnp.sqrt(v)))),
