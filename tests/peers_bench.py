@@ -183,10 +183,12 @@ class NcclSymmetric(Nccl):
             return super().allocate(shape, dtype)
 
 
-def symmetric(shape: torch.Size | tuple[int], dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """PyTorch's symmetric memory: a tensor, and a handle that has the addresses of all ranks'."""
+def symmetric(shape: torch.Size | tuple[int], dtype: torch.dtype) -> tuple[Tensor, list[int]]:
+    """PyTorch's symmetric memory: a tensor, and the addresses of all ranks'."""
     tensor = symm_mem.empty(*shape, dtype=dtype, device=torch.device("cuda", dist.get_rank()))
-    return tensor, symm_mem.rendezvous(tensor, group=dist.group.WORLD)
+    handle = symm_mem.rendezvous(tensor, group=dist.group.WORLD)
+    ranks = range(dist.get_world_size())
+    return tensor, [handle.get_remote_tensor(rank, shape, dtype).data_ptr() for rank in ranks]
 
 
 class TorchOneShot(Arm):
@@ -234,11 +236,9 @@ class Vllm(Arm):
             torch.cuda.synchronize()
             dist.barrier()
             table = torch.empty(8 << 20, dtype=torch.uint8, device="cuda")
-            Vllm._handle = comm.vllm_init_custom_ar(
-                list(addresses.buffer_ptrs), table, dist.get_rank(), True
-            )
+            Vllm._handle = comm.vllm_init_custom_ar(addresses, table, dist.get_rank(), True)
             Vllm._kept = signals, table
-        comm.vllm_register_buffer(Vllm._handle, list(copies.buffer_ptrs))
+        comm.vllm_register_buffer(Vllm._handle, copies)
 
     def call(self, x: Tensor, residual: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         """See base class."""
@@ -616,8 +616,11 @@ def main() -> None:
     # Without NVLink multicast, as everything that Oneshot is compared with: a program that fails
     # while it uses that can take the links of a whole host down.
     os.environ |= {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
-    # Makes FlashInfer take PyTorch's symmetric memory for its workspace, which obeys that.
-    os.environ["FLASHINFER_CONFIDENTIAL_COMPUTE"] = "1"
+    # Makes FlashInfer take PyTorch's symmetric memory for its workspace, which obeys that. It takes
+    # for granted that such a tensor is an allocation of its own, zeroed, which PyTorch's pool does
+    # not give.
+    os.environ.setdefault("FLASHINFER_CONFIDENTIAL_COMPUTE", "1")
+    os.environ["TORCH_SYMMMEM_IMPLICIT_POOL"] = "0"
     world = torch.cuda.device_count()
     cases = [
         Case(tokens, hidden, dtype)
