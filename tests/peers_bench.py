@@ -346,13 +346,19 @@ class Inputs:
     @classmethod
     def draw(cls, case: Case) -> "Inputs":
         """Draws them, and computes in float64 what is right after a graph."""
-        dtype = DTYPES[case.dtype]
-        generator = torch.Generator("cuda").manual_seed(case.tokens)
-        draw = functools.partial(torch.randn, generator=generator, device="cuda")
+        # On the host, where all ranks draw the same.
+        generator = torch.Generator().manual_seed(case.tokens)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        def put(tensor: Tensor) -> Tensor:
+            return tensor.to("cuda", DTYPES[case.dtype])
+
         ranks = range(dist.get_world_size())
-        xs = [draw(case.tokens, case.hidden).to(dtype) for _ in ranks]
-        weights = [(1 + draw(case.hidden) / 4).to(dtype) for _ in ranks]
-        residual = draw(case.tokens, case.hidden).to(dtype)
+        xs = [put(draw(case.tokens, case.hidden)) for _ in ranks]
+        weights = [put(1 + draw(case.hidden) / 4) for _ in ranks]
+        residual = put(draw(case.tokens, case.hidden))
         summed = residual.double()
         parts = [x.double() for x in xs]
         for _ in range(OPS):
