@@ -183,10 +183,12 @@ class NcclSymmetric(Nccl):
             return super().allocate(shape, dtype)
 
 
-def symmetric(shape: torch.Size | tuple[int], dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """PyTorch's symmetric memory: a tensor, and a handle that has the addresses of all ranks'."""
+def symmetric(shape: torch.Size | tuple[int], dtype: torch.dtype) -> tuple[Tensor, list[int]]:
+    """PyTorch's symmetric memory: a tensor, and the addresses of all ranks'."""
     tensor = symm_mem.empty(*shape, dtype=dtype, device=torch.device("cuda", dist.get_rank()))
-    return tensor, symm_mem.rendezvous(tensor, group=dist.group.WORLD)
+    handle = symm_mem.rendezvous(tensor, group=dist.group.WORLD)
+    ranks = range(dist.get_world_size())
+    return tensor, [handle.get_remote_tensor(rank, shape, dtype).data_ptr() for rank in ranks]
 
 
 class TorchOneShot(Arm):
@@ -234,11 +236,9 @@ class Vllm(Arm):
             torch.cuda.synchronize()
             dist.barrier()
             table = torch.empty(8 << 20, dtype=torch.uint8, device="cuda")
-            Vllm._handle = comm.vllm_init_custom_ar(
-                list(addresses.buffer_ptrs), table, dist.get_rank(), True
-            )
+            Vllm._handle = comm.vllm_init_custom_ar(addresses, table, dist.get_rank(), True)
             Vllm._kept = signals, table
-        comm.vllm_register_buffer(Vllm._handle, list(copies.buffer_ptrs))
+        comm.vllm_register_buffer(Vllm._handle, copies)
 
     def call(self, x: Tensor, residual: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         """See base class."""
@@ -346,13 +346,19 @@ class Inputs:
     @classmethod
     def draw(cls, case: Case) -> "Inputs":
         """Draws them, and computes in float64 what is right after a graph."""
-        dtype = DTYPES[case.dtype]
-        generator = torch.Generator("cuda").manual_seed(case.tokens)
-        draw = functools.partial(torch.randn, generator=generator, device="cuda")
+        # On the host, where all ranks draw the same.
+        generator = torch.Generator().manual_seed(case.tokens)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        def put(tensor: Tensor) -> Tensor:
+            return tensor.to("cuda", DTYPES[case.dtype])
+
         ranks = range(dist.get_world_size())
-        xs = [draw(case.tokens, case.hidden).to(dtype) for _ in ranks]
-        weights = [(1 + draw(case.hidden) / 4).to(dtype) for _ in ranks]
-        residual = draw(case.tokens, case.hidden).to(dtype)
+        xs = [put(draw(case.tokens, case.hidden)) for _ in ranks]
+        weights = [put(1 + draw(case.hidden) / 4) for _ in ranks]
+        residual = put(draw(case.tokens, case.hidden))
         summed = residual.double()
         parts = [x.double() for x in xs]
         for _ in range(OPS):
@@ -616,8 +622,11 @@ def main() -> None:
     # Without NVLink multicast, as everything that Oneshot is compared with: a program that fails
     # while it uses that can take the links of a whole host down.
     os.environ |= {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
-    # Makes FlashInfer take PyTorch's symmetric memory for its workspace, which obeys that.
-    os.environ["FLASHINFER_CONFIDENTIAL_COMPUTE"] = "1"
+    # Makes FlashInfer take PyTorch's symmetric memory for its workspace, which obeys that. It takes
+    # for granted that such a tensor is an allocation of its own, zeroed, which PyTorch's pool does
+    # not give.
+    os.environ.setdefault("FLASHINFER_CONFIDENTIAL_COMPUTE", "1")
+    os.environ["TORCH_SYMMMEM_IMPLICIT_POOL"] = "0"
     world = torch.cuda.device_count()
     cases = [
         Case(tokens, hidden, dtype)
