@@ -222,6 +222,48 @@ bool IsReductionOverRanks(const HloInstruction* hlo) {
          hlo->opcode() == HloOpcode::kReduceScatter;
 }
 
+// An all-reduce that may be replaced, with the epilogues of its sums as they
+// are now.
+struct Candidate {
+  std::vector<HloInstruction*> sums;
+  Groups groups;
+  std::vector<EpilogueMatch> matches;  // by sum
+};
+
+int64_t BytesOf(const EpilogueMatch& match) {
+  return match.rows * match.hidden * ByteWidth(match.program.x);
+}
+
+// Looks whether all sums of an all-reduce can be replaced, and whether that
+// pays. Says in `site` how large it is, as far as that is known.
+std::variant<Candidate, Decline> Look(HloInstruction* hlo,
+                                      const MayAbsorb& may_absorb,
+                                      SiteReport& site) {
+  if (hlo->opcode() == HloOpcode::kReduceScatter) {
+    return Decline{"is a reduce-scatter, no rank has whole rows"};
+  }
+  if (!hlo->parent()->IsMainThread() || hlo->parent()->IsAsyncComputation()) {
+    return Decline{"runs asynchronously"};
+  }
+  auto sums = SumsOf(hlo, may_absorb);
+  if (auto* why = std::get_if<Decline>(&sums)) return *std::move(why);
+  auto groups = ResolveGroups(xla::Cast<xla::HloAllReduceInstruction>(hlo));
+  if (auto* why = std::get_if<Decline>(&groups)) return *std::move(why);
+  Candidate candidate = {
+      std::get<std::vector<HloInstruction*>>(std::move(sums)),
+      std::get<Groups>(std::move(groups))};
+  site.group_size = candidate.groups.size();
+  for (size_t i = 0; i < candidate.sums.size(); ++i) {
+    EpilogueMatch match = MatchEpilogue(hlo, candidate.sums[i], i, may_absorb);
+    site.bytes = BytesOf(match);
+    if (auto why = WhyNotProfitable(match, candidate.groups.size())) {
+      return Decline{*std::move(why)};
+    }
+    candidate.matches.push_back(std::move(match));
+  }
+  return candidate;
+}
+
 }  // namespace
 
 AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
@@ -238,18 +280,13 @@ void AllReduceEpilogueFusion::CompileAhead(
     const std::vector<HloInstruction*>& all_reduces) {
   absl::btree_set<std::tuple<std::string, int64_t, int64_t, int64_t>> kernels;
   for (HloInstruction* hlo : all_reduces) {
-    if (hlo->opcode() == HloOpcode::kReduceScatter) continue;
-    auto found = SumsOf(hlo, may_absorb_);
-    auto groups = ResolveGroups(xla::Cast<xla::HloAllReduceInstruction>(hlo));
-    const auto* sums = std::get_if<std::vector<HloInstruction*>>(&found);
-    if (sums == nullptr || std::get_if<Decline>(&groups) != nullptr) continue;
-    const int64_t ranks = std::get<Groups>(groups).size();
-    for (size_t i = 0; i < sums->size(); ++i) {
-      const EpilogueMatch match =
-          MatchEpilogue(hlo, (*sums)[i], i, may_absorb_);
-      if (!WhyNotProfitable(match, ranks)) {
-        kernels.emplace(ToText(match.program), match.rows, match.hidden, ranks);
-      }
+    SiteReport unused;
+    const auto looked = Look(hlo, may_absorb_, unused);
+    const auto* candidate = std::get_if<Candidate>(&looked);
+    if (candidate == nullptr) continue;
+    for (const EpilogueMatch& match : candidate->matches) {
+      kernels.emplace(ToText(match.program), match.rows, match.hidden,
+                      candidate->groups.size());
     }
   }
   if (kernels.size() < 2) return;
@@ -272,33 +309,16 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     report_.all_reduces.push_back(site);
     return absl::OkStatus();
   };
-  if (hlo->opcode() == HloOpcode::kReduceScatter) {
-    return declined("is a reduce-scatter, no rank has whole rows");
-  }
-  if (!hlo->parent()->IsMainThread() || hlo->parent()->IsAsyncComputation()) {
-    return declined("runs asynchronously");
-  }
-  auto found = SumsOf(hlo, may_absorb_);
-  if (const auto* why = std::get_if<Decline>(&found)) {
+  const auto looked = Look(hlo, may_absorb_, site);
+  if (const auto* why = std::get_if<Decline>(&looked)) {
     return declined(why->reason);
   }
-  const auto& sums = std::get<std::vector<HloInstruction*>>(found);
-  auto resolved = ResolveGroups(xla::Cast<xla::HloAllReduceInstruction>(hlo));
-  if (const auto* why = std::get_if<Decline>(&resolved)) {
-    return declined(why->reason);
-  }
-  const Groups& groups = std::get<Groups>(resolved);
-  site.group_size = groups.size();
+  const auto& [sums, groups, matches] = std::get<Candidate>(looked);
 
-  // All are looked at before the first is replaced. A match does not outlive
-  // the replacement of another, which may be among its operands.
-  for (size_t i = 0; i < sums.size(); ++i) {
-    const EpilogueMatch match = MatchEpilogue(hlo, sums[i], i, may_absorb_);
-    site.bytes = match.rows * match.hidden * ByteWidth(match.program.x);
-    if (const auto why = WhyNotProfitable(match, groups.size())) {
-      return declined(*why);
-    }
-    if (compile_kernel_ != nullptr) {
+  // All are compiled before the first is replaced.
+  if (compile_kernel_ != nullptr) {
+    for (const EpilogueMatch& match : matches) {
+      site.bytes = BytesOf(match);
       if (const auto why = compile_kernel_(ToText(match.program), match.rows,
                                            match.hidden, groups.size())) {
         return declined(*why);
@@ -306,10 +326,13 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     }
   }
   for (size_t i = 0; i < sums.size(); ++i) {
-    const EpilogueMatch match = MatchEpilogue(hlo, sums[i], i, may_absorb_);
+    // A match does not outlive the replacement of another, which may be among
+    // its operands.
+    const EpilogueMatch match =
+        i == 0 ? matches[0] : MatchEpilogue(hlo, sums[i], i, may_absorb_);
     SiteReport fused = site;
     fused.shape = ShapeUtil::HumanString(sums[i]->shape());
-    fused.bytes = match.rows * match.hidden * ByteWidth(match.program.x);
+    fused.bytes = BytesOf(match);
     fused.epilogue = Describe(match.program);
     fused.program = ToText(match.program);
     for (const Stop& stop : match.stops) {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -1148,6 +1149,21 @@ INSTANTIATE_TEST_SUITE_P(Norms, NormTest, ::testing::ValuesIn(kNorms),
                            return std::string(info.param.name);
                          });
 
+// The report of a run on CUDA that compiles kernels.
+ModuleReport ReportWithCompiler(
+    absl::string_view entry, AllReduceEpilogueFusion::CompileKernel compile) {
+  const auto module = xla::ParseAndReturnUnverifiedModule(
+      absl::StrReplaceAll(absl::StrCat("HloModule m, num_partitions=2\n",
+                                       kComputations, "ENTRY e {", entry, "}"),
+                          {{"GROUPS", kGroups}}));
+  AllReduceEpilogueFusion pass(
+      AllReduceEpilogueFusion::Platform::kCuda,
+      [](const xla::HloInstruction*) { return true; }, std::move(compile));
+  const bool changed = pass.Run(module->get()).value();
+  EXPECT_EQ(changed, pass.report().fired() > 0);
+  return pass.report();
+}
+
 TEST_F(FusionTest, KernelThatCannotBeCompiled) {
   const auto compile = [](const std::string& program, int64_t rows,
                           int64_t hidden, int ranks) {
@@ -1156,21 +1172,12 @@ TEST_F(FusionTest, KernelThatCannotBeCompiled) {
     EXPECT_EQ(ranks, 2);
     return std::optional<std::string>("no compiler for " + program);
   };
-  RunEntry("ROOT x = f32[4,8] parameter(0)");
-  const auto module = xla::ParseAndReturnUnverifiedModule(absl::StrReplaceAll(
-      R"(HEADER
-    ENTRY e {
+  const ModuleReport report = ReportWithCompiler(R"(
       x = f32[4,8] parameter(0)
-      ROOT ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
-    })",
-      {{"GROUPS", kGroups},
-       {"HEADER",
-        absl::StrCat("HloModule m, num_partitions=2\n", kComputations)}}));
-  AllReduceEpilogueFusion pass(
-      Platform::kCuda, [](const xla::HloInstruction*) { return true; },
-      compile);
-  EXPECT_FALSE(pass.Run(module->get()).value());
-  EXPECT_EQ(pass.report().all_reduces.at(0).reason,
+      ROOT ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32)",
+                                                 compile);
+  EXPECT_EQ(report.fired(), 0);
+  EXPECT_EQ(report.all_reduces.at(0).reason,
             "no compiler for x f32; v0 = sum; out0 v0 f32");
 }
 
@@ -1183,22 +1190,13 @@ TEST_F(FusionTest, KernelsAreCompiledSideBySide) {
     EXPECT_TRUE(second.WaitForNotificationWithTimeout(absl::Seconds(60)));
     return std::optional<std::string>();
   };
-  const auto module = xla::ParseAndReturnUnverifiedModule(absl::StrReplaceAll(
-      R"(HEADER
-    ENTRY e {
+  const ModuleReport report = ReportWithCompiler(R"(
       x = f32[4,8] parameter(0)
       ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
       t = f32[4,8] tanh(ar)
-      ROOT again = f32[4,8] all-reduce(t), GROUPS, to_apply=add_f32
-    })",
-      {{"GROUPS", kGroups},
-       {"HEADER",
-        absl::StrCat("HloModule m, num_partitions=2\n", kComputations)}}));
-  AllReduceEpilogueFusion pass(
-      Platform::kCuda, [](const xla::HloInstruction*) { return true; },
-      compile);
-  EXPECT_TRUE(pass.Run(module->get()).value());
-  EXPECT_EQ(pass.report().fired(), 2);
+      ROOT again = f32[4,8] all-reduce(t), GROUPS, to_apply=add_f32)",
+                                                 compile);
+  EXPECT_EQ(report.fired(), 2);
 }
 
 // --------------------------------------------------------------------------
