@@ -96,13 +96,19 @@ xla() {
     'tensorflow/include/*' 'tensorflow/libtensorflow_*.so.2'
 }
 
+# Wheels alone, into a folder of their own: fetch_into FOLDER PACKAGE...
+fetch_into() {
+  local folder=$1
+  shift
+  rm -rf "$folder"
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
+    --only-binary=:all: --target "$folder" "$@" || stop "pip could not install $*"
+}
+
 xla_gpu() {
   say "fetching XLA's compiler for GPUs: ${XLA_GPU_PACKAGES[*]} (140 MB, 400 MB unpacked)"
   need_disk 1
-  rm -rf .deps/xla_gpu
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
-    --only-binary=:all: --target .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}" ||
-    stop "pip could not install ${XLA_GPU_PACKAGES[*]}"
+  fetch_into .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}"
 }
 
 # The same question as in cuda.bzl: is it there, and from CUDA 12.8 on?
@@ -111,18 +117,12 @@ usable_nvcc() { [[ $("$1" --list-gpu-arch 2>/dev/null) == *compute_100* ]]; }
 cuda() {
   say "no nvcc of CUDA 12.8 or later on PATH or in CUDA_HOME: fetching ${CUDA_PACKAGES[0]}"
   need_disk 1
-  rm -rf .deps/cuda
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
-    --only-binary=:all: --target .deps/cuda "${CUDA_PACKAGES[@]}" ||
-    stop "pip could not install ${CUDA_PACKAGES[*]}"
+  fetch_into .deps/cuda "${CUDA_PACKAGES[@]}"
 }
 
 nvrtc() {
   say "fetching $NVRTC_PACKAGE"
-  rm -rf .deps/nvrtc
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
-    --only-binary=:all: --target .deps/nvrtc "$NVRTC_PACKAGE" ||
-    stop "pip could not install $NVRTC_PACKAGE"
+  fetch_into .deps/nvrtc "$NVRTC_PACKAGE"
 }
 
 [[ $(uname -sm) == "Linux x86_64" ]] || stop "needs Linux on x86-64, this is $(uname -sm)"
