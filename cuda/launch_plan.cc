@@ -115,8 +115,7 @@ std::optional<LaunchPlan> Spread(const Shape& shape, const Tuning& tuning,
                            ? tuning.cluster
                            : static_cast<int>(CeilDivide(shape.packets, tile));
   // Blocks beyond these would only wait for a place; a cluster is never split.
-  const int64_t cap = int64_t{device.multiprocessors} *
-                      std::max(1, kThreadsPerMultiprocessor / tuning.threads);
+  const int64_t cap = ResidentBlocks(device, tuning.threads);
   const int64_t clusters = shape.rows * plan.tiles_per_row / tuning.cluster;
   plan.blocks = static_cast<int>(
       tuning.cluster *

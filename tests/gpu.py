@@ -24,19 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from oneshot import bench as bench_lib
 
 MODELS = Path(__file__).parent / "models"
 EXAMPLES = MODELS.parent.parent / "docs" / "examples"
 
-# What each arm adds to the environment. `nccl` takes away XLA's own one-shot kernel.
-ARMS = {
-    "stock": {"ONESHOT": "0"},
-    "stock, NCCL": {
-        "ONESHOT": "0",
-        "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE",
-    },
-    "oneshot": {"ONESHOT": "1", "ONESHOT_LOG": "info"},
-}
+# Those of the benchmark, but Oneshot says what it does.
+ARMS = bench_lib.ARMS | {"oneshot": bench_lib.ARMS["oneshot"] | {"ONESHOT_LOG": "info"}}
 # XLA makes no graphs while a profiler runs, unless asked to.
 PROFILE_GRAPHS = "--xla_enable_command_buffers_during_profiling=true"
 
@@ -214,7 +208,7 @@ def model(log: Log) -> None:
             arguments = [*flags(MODEL), "--dtype", "bf16", "--steps", "16", *extra]
             files = []
             for arm, environ in ARMS.items():
-                files.append(f"{scratch}/{arm.replace(', ', '-').lower()}.npz")
+                files.append(f"{scratch}/{arm}.npz")
                 more = {"ONESHOT_DUMP_TO": f"{scratch}/dump"} if arm == "oneshot" else {}
                 code, _ = llama(log, environ | more, *arguments, "--save", files[-1])
                 log.check(f"{arm} runs {' '.join(extra)}", code == 0)

@@ -7,10 +7,10 @@ over heads, mesh axes beside each parameter, and a norm without casts. Both keep
 collection and scan with nn.scan. Shapes as in families.py.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
+import families
 import jax
 import jax.numpy as jnp
 from families import LAYERS, B, D, F, H, N, S, V, fill, inputs, rotate
@@ -236,19 +236,8 @@ def layers(model: nn.Module) -> Callable[[jax.Array, jax.Array], jax.Array]:
 MODELS = {"Llama-3 (linen)": Llama, "Gemma-2 (linen)": Gemma}
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """As families.Run, with a name of `MODELS`."""
-
-    family: str
-    scan: bool
-    prefill: bool
-
-    @property
-    def name(self) -> str:
-        """For people and files."""
-        layers = "scan" if self.scan else "unrolled"
-        return f"{self.family} {layers} {'prefill' if self.prefill else 'decode'}"
+class Run(families.Run):
+    """As there, with a name of `MODELS`."""
 
     def compile(self, mesh: Mesh, dtype: jnp.dtype) -> tuple[jax.stages.Compiled, tuple]:
         """Compiles the program, with parameters and activations of a type.
