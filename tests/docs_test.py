@@ -49,7 +49,6 @@ REASONS = [
     ("xla_plugin/epilogue_match.cc", r'return "([^"]+ [^"]+)"'),
     ("xla_plugin/epilogue_match.cc", r'Decline\{"([^"]+)"'),
     ("xla_plugin/all_reduce_epilogue_fusion.cc", r'Decline\{"([^"]+)"'),
-    ("xla_plugin/all_reduce_epilogue_fusion.cc", r'declined\("([^"]+)"'),
     ("xla_plugin/profit.cc", r'return "([^"]+)"'),
     ("cuda/gpu_probe.cc", r'return "([^"]+ [^"]+)"'),
 ]
