@@ -3,9 +3,10 @@
 // The call on XLA's GPU backend. XLA calls, in this order:
 //   instantiate  once per executable: the attributes are parsed;
 //   prepare      per execution and device: asks XLA for the communicator of the
-//                group. This also makes XLA hold the group for the execution
-//                and let all ranks meet after initialize, so no rank waits in a
-//                kernel for one that is still allocating or loading;
+//                group, unless another call has (communicator_memo.h). This
+//                also makes XLA hold the group for the execution and let all
+//                ranks meet after initialize, so no rank waits in a kernel for
+//                one that is still allocating or loading;
 //   initialize   per execution and device: makes sure that there is a workspace
 //                and that the kernel is on the device;
 //   execute      per execution and device, or once under graph capture: only
@@ -16,12 +17,16 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cuda/all_reduce_kernel.h"
 #include "cuda/call_attributes.h"
+#include "cuda/communicator_memo.h"
 #include "cuda/device_guard.h"
 #include "cuda/export.h"
 #include "cuda/fault.h"
@@ -46,6 +51,7 @@ struct GpuCall {
   static inline ffi::TypeId id = XLA_FFI_UNKNOWN_TYPE_ID;
 
   CallAttributes attributes;
+  int group = 0;      // numbers attributes.groups
   uint64_t site = 0;  // names it in a Fault
   // By device ordinal, as found by the latest initialize.
   struct Device {
@@ -68,41 +74,68 @@ const Kernel* KernelOf(const CallAttributes& attributes, bool aligned,
                              workspace.device, error);
 }
 
+// The same number for the same replica groups.
+int GroupNumber(const std::vector<std::vector<int64_t>>& groups) {
+  static std::mutex mutex;
+  static auto* const numbers =
+      new std::map<std::vector<std::vector<int64_t>>, int>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return numbers->emplace(groups, numbers->size()).first->second;
+}
+
+CommunicatorMemo& Memo() {
+  static thread_local CommunicatorMemo memo;
+  return memo;
+}
+
 ffi::ErrorOr<std::unique_ptr<GpuCall>> Instantiate(ffi::Dictionary dictionary) {
   ffi::ErrorOr<CallAttributes> attributes = ParseCallAttributes(dictionary);
   if (attributes.has_error()) return attributes.error();
   auto call = std::make_unique<GpuCall>();
   call->attributes = *std::move(attributes);
+  call->group = GroupNumber(call->attributes.groups);
   call->site = SiteNumber(call->attributes.site);
   return ffi::ErrorOr<std::unique_ptr<GpuCall>>(std::move(call));
 }
 
-ffi::Error Prepare(GpuCall* call, CommunicatorContext collectives) {
+ffi::Error Prepare(GpuCall* call, ffi::RunId run, int32_t device,
+                   CommunicatorContext collectives) {
   // After a fault nothing runs any more: say why, not what CUDA says.
   const std::string fault = FaultMessage();
   if (!fault.empty()) return call->Failure(fault);
-  return collectives.RequestCommunicator(
+  if (Memo().Requested({run.run_id, device}, call->group)) {
+    return ffi::Error::Success();
+  }
+  const ffi::Error error = collectives.RequestCommunicator(
       ffi::GroupMode::kFlattenedId, call->attributes.groups, kCommunicationId);
+  if (error.success()) Memo().NoteRequest(call->group);
+  return error;
 }
 
-ffi::Error Initialize(GpuCall* call, int32_t device,
+ffi::Error Initialize(GpuCall* call, ffi::RunId run, int32_t device,
                       CommunicatorContext collectives) {
   if (device < 0 || device >= kMaxDevices) {
     return call->Failure("device " + std::to_string(device) +
                          " is out of range");
   }
-  ffi::ErrorOr<XLA_FFI_Communicator*> communicator =
-      collectives.GetCommunicator(ffi::GroupMode::kFlattenedId,
-                                  call->attributes.groups, kCommunicationId);
-  if (communicator.has_error()) return communicator.error();
+  const Execution execution = {run.run_id, device};
+  void* communicator = Memo().Find(execution, call->group);
+  if (communicator == nullptr) {
+    ffi::ErrorOr<XLA_FFI_Communicator*> found =
+        collectives.GetCommunicator(ffi::GroupMode::kFlattenedId,
+                                    call->attributes.groups, kCommunicationId);
+    if (found.has_error()) return found.error();
+    communicator = *found;
+    Memo().NoteCommunicator(execution, call->group, communicator);
+  }
   GpuCall::Device& on_device = call->devices[device];
   // This runs for every call of every execution: mostly nothing is new.
-  if (on_device.communicator.load(std::memory_order_acquire) == *communicator) {
+  if (on_device.communicator.load(std::memory_order_acquire) == communicator) {
     return ffi::Error::Success();
   }
   std::string error;
   const Workspace* workspace = FindOrCreateWorkspace(
-      *communicator, device, call->attributes.groups, &error);
+      communicator, device, call->attributes.groups, &error);
   if (workspace == nullptr) {
     return call->Failure("cannot set up peer memory: " + error);
   }
@@ -126,7 +159,7 @@ ffi::Error Initialize(GpuCall* call, int32_t device,
                          cudaGetErrorString(status));
   }
   on_device.kernel.store(kernel, std::memory_order_release);
-  on_device.communicator.store(*communicator, std::memory_order_release);
+  on_device.communicator.store(communicator, std::memory_order_release);
   return ffi::Error::Success();
 }
 
@@ -191,11 +224,14 @@ XLA_FFI_DEFINE_HANDLER(kInstantiate, Instantiate,
 XLA_FFI_DEFINE_HANDLER(kPrepare, Prepare,
                        ffi::Ffi::BindPrepare()
                            .Ctx<ffi::State<GpuCall>>()
+                           .Ctx<ffi::RunId>()
+                           .Ctx<ffi::DeviceOrdinal>()
                            .Ctx<ffi::Extension<CollectivesExtension>>());
 
 XLA_FFI_DEFINE_HANDLER(kInitialize, Initialize,
                        ffi::Ffi::BindInitialize()
                            .Ctx<ffi::State<GpuCall>>()
+                           .Ctx<ffi::RunId>()
                            .Ctx<ffi::DeviceOrdinal>()
                            .Ctx<ffi::Extension<CollectivesExtension>>());
 
