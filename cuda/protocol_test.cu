@@ -1112,7 +1112,7 @@ void TestWorkspaces(const Options& options, Report& report) {
   for (const Created& c : refused) {
     same = same && c.workspace == nullptr && c.error == refused[0].error &&
            c.error.find("rank 0") != std::string::npos &&
-           c.error.find("same device") != std::string::npos;
+           c.error.find("no peer access") != std::string::npos;
   }
   report.Case("workspace refused by all alike: " + refused[0].error, same);
 

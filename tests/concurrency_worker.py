@@ -9,6 +9,9 @@ each sum of floats has to be fused. All numbers are small integers, so that sums
 whatever order they are added, and what is written to OUT has to be the same, bit by bit. `cycles`
 compares by itself; it says what the process holds at the beginning, every 1,000 cycles and at the
 end.
+
+All but `threads` also run as a group of processes. Each writes what its own devices have computed,
+to a file whose name ends with its rank.
 """
 
 import concurrent.futures
@@ -24,11 +27,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import process_group
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 STEPS = 64
+MODULUS = 31.0  # a prime: with others, numbers soon repeat themselves
 # With 64 runs under way XLA on CPU hung every time, without Oneshot as with it; with up to 36 not.
 MOST_AHEAD_ON_CPU = 24
 WARM_UP = 8  # cycles; by then pools and caches have their size
@@ -39,20 +44,20 @@ def layer(h: jax.Array, axis: str, factor: float) -> jax.Array:
     """An all-reduce with an epilogue, and next to it two collectives that stay with stock XLA."""
     rank = lax.axis_index(axis).astype(h.dtype)
     total = lax.psum(h * (factor + rank), axis)
-    h = lax.rem(total + h + rank, 16.0)
-    h = lax.rem(h + jnp.max(h, axis=-1, keepdims=True), 16.0)
+    h = lax.rem(total + h + rank, MODULUS)
+    h = lax.rem(h + jnp.max(h, axis=-1, keepdims=True), MODULUS)
     integers = lax.psum(h[:, :1].astype(jnp.int32), axis)
     gathered = lax.all_gather(h[:, 1:2], axis)
-    return lax.rem(h + integers.astype(h.dtype) + gathered.sum(axis=0), 16.0)
+    return lax.rem(h + integers.astype(h.dtype) + gathered.sum(axis=0), MODULUS)
 
 
 def layer_on_host(h: np.ndarray, ranks: int, factor: float) -> np.ndarray:
     """The same of all ranks, in float64."""
     h = h.reshape(ranks, -1, h.shape[-1]).astype(np.float64)
     rank = np.arange(ranks)[:, None, None]
-    h = ((h * (factor + rank)).sum(0) + h + rank) % 16
-    h = (h + h.max(-1, keepdims=True)) % 16
-    h = (h + h[..., :1].sum(0) + h[..., 1:2].sum(0)) % 16
+    h = ((h * (factor + rank)).sum(0) + h + rank) % MODULUS
+    h = (h + h.max(-1, keepdims=True)) % MODULUS
+    h = (h + h[..., :1].sum(0) + h[..., 1:2].sum(0)) % MODULUS
     return h.reshape(-1, h.shape[-1])
 
 
@@ -76,9 +81,11 @@ class Program:
     ):
         spec = P(mesh.axis_names)
         rows, hidden = shape
-        start = np.arange(rows * mesh.size * hidden, dtype=np.float32) % 13
-        start = start.reshape(rows * mesh.size, hidden)
-        self.start = jax.device_put(start, NamedSharding(mesh, spec))
+        start = np.arange(rows * mesh.size * hidden, dtype=np.float32) % MODULUS
+        self.on_host = start.reshape(rows * mesh.size, hidden)
+        self.start = jax.make_array_from_callback(
+            self.on_host.shape, NamedSharding(mesh, spec), lambda index: self.on_host[index]
+        )
 
         @functools.partial(jax.jit, donate_argnums=(0,) if donate else ())
         @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
@@ -99,22 +106,29 @@ def mesh_of(devices: Sequence[jax.Device], *shape: int) -> Mesh:
     return Mesh(array, names, axis_types=(AxisType.Auto,) * len(shape))
 
 
+def rows_here(name: str, h: jax.Array) -> Results:
+    """The rows of an array that are on this process's devices."""
+    return {
+        f"{name}, row {s.index[0].start or 0}": np.asarray(s.data) for s in h.addressable_shards
+    }
+
+
 def threads() -> Results:
     """Two executables on the same devices, each dispatched from a thread of its own."""
     devices = jax.devices()
     mesh = mesh_of(devices, len(devices))
     programs = [Program(mesh, "a", 3, (4, 64)), Program(mesh, "a", 5, (1, 256))]
 
-    def run(program: Program) -> np.ndarray:
-        h = program.start
+    def run(i: int) -> Results:
+        h = programs[i].start
         for step in range(STEPS):
-            h = program.call(h)
+            h = programs[i].call(h)
             wait_on_cpu(step, [h], programs=len(programs))
-        return np.asarray(h)
+        return rows_here(f"program {i}", h)
 
     with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
-        results = list(pool.map(run, programs))
-    return {f"program {i}": result for i, result in enumerate(results)}
+        first, second = pool.map(run, range(len(programs)))
+    return first | second
 
 
 def ahead() -> Results:
@@ -126,26 +140,31 @@ def ahead() -> Results:
         previous, h = h, program.call(h)
         assert previous.is_deleted()
         wait_on_cpu(step, [h], programs=1)
-    return {"last": np.asarray(h)}
+    return rows_here("last", h)
 
 
 def meshes() -> Results:
-    """Groups of several forms within a program, and programs on several meshes, in turns."""
+    """Groups of several forms and sizes, within a program and in programs that take turns."""
     devices = jax.devices()
     count = len(devices)
-    programs = [
-        Program(mesh_of(devices, count), "a", 3, (2, 32)),
-        Program(mesh_of(devices[::-1], count), "a", 3, (2, 32)),
-        Program(mesh_of(devices, 2, count // 2), "ab" if count > 2 else "a", 5, (1, 64)),
-    ]
-    if count > 2:
-        programs.append(Program(mesh_of(devices[: count // 2], count // 2), "a", 2, (3, 16)))
-        programs.append(Program(mesh_of(devices[count // 2 :], count // 2), "a", 2, (3, 16)))
-    states = [program.start for program in programs]
+    meshes = [mesh_of(devices, count), mesh_of(devices[::-1], count)]
+    meshes += [mesh_of(devices, a, count // a) for a in (2, 4) if count % a == 0 and count > a]
+    # Parts of the devices; a process runs those that its own have a part in.
+    meshes += [mesh_of(devices[:size], size) for size in range(2, count)]
+    meshes += [mesh_of(devices[-size:], size) for size in range(2, count, 3)]
+    programs = {
+        f"program {i} on {mesh.devices.shape}": Program(mesh, mesh.axis_names, 3 + i, (1 + i, 32))
+        for i, mesh in enumerate(meshes)
+        if mesh.local_devices
+    }
+    states = {name: program.start for name, program in programs.items()}
     for step in range(STEPS):
-        states = [program.call(h) for program, h in zip(programs, states, strict=True)]
-        wait_on_cpu(step, states, programs=len(programs))
-    return {f"program {i}": np.asarray(h) for i, h in enumerate(states)}
+        states = {name: programs[name].call(h) for name, h in states.items()}
+        wait_on_cpu(step, list(states.values()), programs=len(programs))
+    results: Results = {}
+    for name, h in states.items():
+        results |= rows_here(name, h)
+    return results
 
 
 def resources() -> dict[str, int]:
@@ -157,7 +176,7 @@ def resources() -> dict[str, int]:
         "resident KiB": int(Path("/proc/self/statm").read_text().split()[1]) * 4,
     }
     if jax.default_backend() == "gpu":
-        usage["bytes of JAX"] = jax.devices()[0].memory_stats()["bytes_in_use"]
+        usage["bytes of JAX"] = jax.local_devices()[0].memory_stats()["bytes_in_use"]
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         usage["MiB of all GPUs"] = sum(map(int, subprocess.check_output(query).split()))
     return usage
@@ -172,8 +191,9 @@ def cycles(count: int) -> Results:
         # kept as long as the process lives.
         factor = 50 + cycle
         program = Program(mesh, "a", factor, (1 + cycle % 4, 64))
-        want = layer_on_host(np.asarray(program.start), ranks, factor)
-        np.testing.assert_array_equal(program.call(program.start), want)
+        want = layer_on_host(program.on_host, ranks, factor)
+        for shard in program.call(program.start).addressable_shards:
+            np.testing.assert_array_equal(shard.data, want[shard.index])
         del program
         jax.clear_caches()
         gc.collect()
@@ -185,8 +205,12 @@ def cycles(count: int) -> Results:
 
 def main() -> None:
     """Runs one part."""
+    process_group.join()
     part, out = sys.argv[1], sys.argv[2]
-    np.savez(out, **globals()[part](*map(int, sys.argv[3:])))
+    if jax.process_count() > 1:
+        out = f"{out}.{jax.process_index()}"
+    with Path(out).open("wb") as file:
+        np.savez(file, **globals()[part](*map(int, sys.argv[3:])))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 """Everything that needs GPUs: the kernel, the model with and without Oneshot, tools and examples.
 
 Needs two GPUs with peer access, `oneshot` on the path, and the built binaries of cuda/. Writes what
-it runs and what that prints to a file, and exits with 0 if all of it passed.
+it runs and what that prints to a file, and exits with 0 if all of it passed. One GPU is enough for
+`processes`, `ranks` and `programs`, which then share it.
 
   python tests/gpu.py --kernels bazel-bin/cuda [--only PART...]
 """
@@ -14,16 +15,15 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import process_group
 from oneshot import bench as bench_lib
 
 MODELS = Path(__file__).parent / "models"
@@ -33,6 +33,9 @@ EXAMPLES = MODELS.parent.parent / "docs" / "examples"
 ARMS = bench_lib.ARMS | {"oneshot": bench_lib.ARMS["oneshot"] | {"ONESHOT_LOG": "info"}}
 # XLA makes no graphs while a profiler runs, unless asked to.
 PROFILE_GRAPHS = "--xla_enable_command_buffers_during_profiling=true"
+
+# For numbers, not for times.
+UNTUNED = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
 
 # Small enough for float64 on the host.
 MODEL = {"layers": 4, "hidden": 1024, "heads": 16, "kv-heads": 8, "ffn": 2816, "tp": 2}
@@ -129,60 +132,63 @@ def sanitizer(log: Log, binaries: Path) -> None:
         log.check(f"compute-sanitizer {check}", code == 0 and " SUMMARY: 0 " in out)
 
 
-@contextlib.contextmanager
-def worker_processes(**environ: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes with a GPU each that work together; see multiprocess_worker.py."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(MODELS.parent / "multiprocess_worker.py"), str(port), "2"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank)],
-            env=os.environ | ARMS["oneshot"] | environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
 def wait_for(process: subprocess.Popen[str], text: str) -> bool:
     """Reads what a process prints until a line has `text`; false if it ends before."""
     return any(text in line for line in iter(process.stdout.readline, ""))
 
 
+def worker(name: str) -> str:
+    """Where a program of several processes is."""
+    return str(MODELS.parent / f"{name}_worker.py")
+
+
+def group(
+    log: Log,
+    what: str,
+    command: list[str],
+    layout: process_group.Layout,
+    environ: dict[str, str],
+) -> list[str]:
+    """Runs a program in several processes; what each has printed, or nothing if one has failed."""
+    log.write(f"$ {' '.join(f'{k}={v!r}' for k, v in environ.items())} on GPUs {layout}: {what}")
+    with process_group.started(command, layout, environ) as workers:
+        ends = ["".join(process.communicate(timeout=300)) for process in workers]
+        codes = [process.returncode for process in workers]
+    log.write("\n".join(ends))
+    log.check(f"{what}: all processes end well", not any(codes))
+    return [] if any(codes) else ends
+
+
+def layers(log: Log, what: str, layout: process_group.Layout, **environ: str) -> None:
+    """The tensor-parallel layers of multiprocess_worker.py: fused, right, the same on all ranks."""
+    command = [worker("multiprocess")]
+    ends = group(log, what, command, layout, ARMS["oneshot"] | environ)
+    fused = all("3 of 3 all-reduces fused" in end and "right" in end for end in ends)
+    bits = re.findall(r"bits (\w+)", "".join(ends))
+    same = len(bits) == sum(map(len, layout)) and len(set(bits)) == 1
+    log.check(f"{what}: fused, right, the same bits", bool(ends) and fused and same)
+
+
 def processes(log: Log) -> None:
     """Two processes with a GPU each: whole, late, stopped for a while, and killed."""
-    for what, environ in (
-        ("two processes", {}),
-        ("one of them late by 3 s", {"WORKER_LATE_S": "3"}),
-    ):
-        with worker_processes(**environ) as workers:
-            ends = [worker.communicate(timeout=180) for worker in workers]
-            log.write("\n".join(out + err for out, err in ends))
-            log.check(
-                what,
-                all(worker.returncode == 0 for worker in workers)
-                and all("of 3 all-reduces fused" in err and "right" in out for out, err in ends),
-            )
-    with worker_processes(ONESHOT_TIMEOUT_S="20", WORKER_STEPS="20000") as (first, second):
-        wait_for(second, "step 2000")
+    two = process_group.one_each(2)
+    layers(log, "two processes", two)
+    layers(log, "one of them late by 3 s", two, WORKER_LATE_S="3")
+    some_seconds = "20000" if process_group.count_gpus() > 1 else "2000"
+
+    def started(**environ: str):
+        return process_group.started([worker("multiprocess")], two, ARMS["oneshot"] | environ)
+
+    with started(ONESHOT_TIMEOUT_S="20", WORKER_STEPS=some_seconds) as (first, second):
+        wait_for(second, "step 300")
         second.send_signal(signal.SIGSTOP)
         time.sleep(5)
         second.send_signal(signal.SIGCONT)
         ends = [first.communicate(timeout=120), second.communicate(timeout=120)]
         log.write("\n".join(out + err for out, err in ends))
         log.check("one stopped for 5 s", all("right" in out for out, _ in ends))
-    with worker_processes(ONESHOT_TIMEOUT_S="4", WORKER_STEPS="1000000000") as (first, second):
-        wait_for(second, "step 2000")
+    with started(ONESHOT_TIMEOUT_S="4", WORKER_STEPS="1000000000") as (first, second):
+        wait_for(second, "step 300")
         second.kill()
         start = time.monotonic()
         try:
@@ -199,6 +205,69 @@ def processes(log: Log) -> None:
             and re.search(r"rank 0 waited 4\.\d s for rank 1 in all-reduce number \d+ at", err)
             is not None,
         )
+
+
+def same_bits(log: Log, what: str, stock: Path, ours: Path, count: int) -> None:
+    """Holds what processes wrote with Oneshot against what they wrote without it."""
+    same = True
+    for rank in range(count):
+        with np.load(f"{stock}.{rank}") as want, np.load(f"{ours}.{rank}") as got:
+            same &= want.keys() == got.keys()
+            same &= all(np.array_equal(want[name], got[name]) for name in want)
+    log.check(f"{what}: the same bits", same)
+
+
+def ranks(log: Log) -> None:
+    """Groups of up to eight, subgroups and meshes among them; some processes with two GPUs."""
+    layouts = {f"{count} ranks": process_group.one_each(count) for count in (3, 4, 8)}
+    if process_group.count_gpus() > 1:
+        layouts |= {"2 processes with 2 GPUs": [[0, 1], [0, 1]], "2 GPUs and 1": [[0, 1], [0]]}
+    for what, layout in layouts.items():
+        layers(log, what, layout, WORKER_STEPS="100")
+    eight = process_group.one_each(8)
+    for part in ("ahead", "meshes"):
+        with tempfile.TemporaryDirectory() as scratch:
+            stock, ours = Path(scratch, "stock"), Path(scratch, "oneshot")
+            if all(
+                group(
+                    log,
+                    f"{part}, 8 ranks, {file.name}",
+                    [worker("concurrency"), part, str(file)],
+                    eight,
+                    ARMS[file.name] | UNTUNED,
+                )
+                for file in (stock, ours)
+            ):
+                same_bits(log, f"{part}, 8 ranks", stock, ours, len(eight))
+
+
+def programs(log: Log) -> None:
+    """All ways to write an epilogue, between four ranks: near stock, and the same on all ranks."""
+    layout = process_group.one_each(4)
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for arm in ("stock", "oneshot"):
+            command = [worker("programs"), f"{scratch}/{arm}"]
+            if not group(log, f"programs, {arm}", command, layout, ARMS[arm] | UNTUNED):
+                return
+            found[arm] = []
+            for rank in range(len(layout)):
+                with np.load(f"{scratch}/{arm}.{rank}") as arrays:
+                    found[arm].append(dict(arrays))
+    agree = True
+    errors: dict[str, float] = {}
+    for stock, ours in zip(found["stock"], found["oneshot"], strict=True):
+        for name, got in ours.items():
+            # Who has the same part of an array, has the same bits.
+            agree &= all(np.array_equal(o[name], got) for o in found["oneshot"] if name in o)
+            error = np.max(np.abs(got - stock[name])) / np.max(np.abs(stock[name]))
+            program = name.partition("/")[0]
+            errors[program] = max(errors.get(program, 0.0), float(error))
+    for program, error in errors.items():
+        log.write(f"{program}: up to {error:.1e} of the largest from stock")
+    log.check("programs: the same bits on all ranks", agree)
+    # Three roundings to bfloat16, which fall to either side, in each of up to four sums.
+    log.check(f"{len(errors)} programs are near stock", max(errors.values()) < 12 * 2**-8)
 
 
 def model(log: Log) -> None:
@@ -227,12 +296,12 @@ def model(log: Log) -> None:
 
 def concurrency(log: Log) -> None:
     """Two executables from two threads, 64 donating steps ahead, several meshes; as without it."""
-    worker = str(MODELS.parent / "concurrency_worker.py")
     for part in ("threads", "ahead", "meshes"):
         results = []
         for arm in ("stock", "oneshot"):
             with tempfile.NamedTemporaryFile(suffix=".npz") as out:
-                code, _ = log.run([sys.executable, worker, part, out.name], ARMS[arm])
+                command = [sys.executable, worker("concurrency"), part, out.name]
+                code, _ = log.run(command, ARMS[arm])
                 log.check(f"{part}, {arm}", code == 0)
                 if code == 0:
                     with np.load(out.name) as arrays:
@@ -245,7 +314,6 @@ def concurrency(log: Log) -> None:
 
 def cycles(log: Log, count: int) -> None:
     """Compiles, runs and deletes programs, and takes them from JAX's cache; counts what is held."""
-    worker = str(MODELS.parent / "concurrency_worker.py")
     with tempfile.TemporaryDirectory() as scratch:
         caching = {
             "JAX_COMPILATION_CACHE_DIR": f"{scratch}/cache",
@@ -259,7 +327,13 @@ def cycles(log: Log, count: int) -> None:
             ("compiled and cached", ours | caching),
             ("from the cache", ours | caching),
         ):
-            command = [sys.executable, worker, "cycles", f"{scratch}/out.npz", str(count)]
+            command = [
+                sys.executable,
+                worker("concurrency"),
+                "cycles",
+                f"{scratch}/out.npz",
+                str(count),
+            ]
             code, out = log.run(command, environ)
             held = [json.loads(line) for line in out.splitlines() if line.startswith('{"cycle"')]
             log.check(f"{count} cycles, {what}", code == 0 and len(held) >= 2)
@@ -388,8 +462,8 @@ def bench(log: Log, rounds: int) -> None:
 
 def main() -> int:
     """Runs what was asked for."""
-    parts = ["kernels", "sanitizer", "processes", "concurrency", "cycles", "model", "soak"]
-    parts += ["tools", "bench"]
+    parts = ["kernels", "sanitizer", "processes", "ranks", "programs", "concurrency", "cycles"]
+    parts += ["model", "soak", "tools", "bench"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")

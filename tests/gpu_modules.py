@@ -11,15 +11,16 @@ import functools
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxlib import _hlo
 
@@ -358,9 +359,14 @@ PROGRAMS = [
 # XLA
 
 
+_devices: list[jax.Device] = []
+
+
 @functools.cache
 def mesh() -> Mesh:
-    """Of GPUs that are not there: for them, programs can be compiled only."""
+    """Of the devices of `use`, otherwise of GPUs that are not there, to compile for only."""
+    if _devices:
+        return Mesh(np.array(_devices), ("model",), axis_types=(AxisType.Auto,))
     topology = topologies.get_topology_desc(
         platform="cuda", topology=f"1x1x{RANKS}", target_config=TARGET
     )
@@ -397,6 +403,28 @@ def operands(program: Program, array: Callable[..., Any]) -> Operands:
             array((LAYERS, D), program.parameters, P()),
         ),
     )
+
+
+def use(devices: Sequence[jax.Device]) -> None:
+    """Lets programs run, on the first of these devices."""
+    _devices[:] = devices[:RANKS]
+    mesh.cache_clear()
+
+
+def random_operands(program: Program) -> Operands:
+    """Operands with numbers, on the devices of `use`."""
+    rng = np.random.default_rng(0)
+
+    def array(shape: tuple[int, ...], dtype: str, spec: P) -> Array:
+        if dtype == "int32":
+            values = rng.integers(0, VOCABULARY, shape)
+        else:
+            values = rng.standard_normal(shape) / (8 if len(shape) > 1 else 1)
+        values = values.astype(dtype)
+        sharding = NamedSharding(mesh(), spec)
+        return jax.make_array_from_callback(shape, sharding, lambda index: values[index])
+
+    return operands(program, array)
 
 
 def compile_program(program: Program) -> jax.stages.Compiled:

@@ -268,20 +268,8 @@ def overwritten_state(convert: bool) -> list[jax.Array]:
 
 def as_on_gpus(program: gpu_modules.Program) -> list[jax.Array]:
     """A program whose module XLA for GPUs has made, too, on CPU devices."""
-    devices = Mesh(
-        np.array(jax.devices()[: gpu_modules.RANKS]), ("model",), axis_types=(AxisType.Auto,)
-    )
-    gpu_modules.mesh = lambda: devices  # not those that are not there
-    rng = np.random.default_rng(0)
-
-    def array(shape: tuple[int, ...], dtype: str, spec: P) -> jax.Array:
-        if dtype == "int32":
-            values = rng.integers(0, gpu_modules.VOCABULARY, shape)
-        else:
-            values = rng.standard_normal(shape) / (8 if len(shape) > 1 else 1)
-        return jax.device_put(values.astype(dtype), NamedSharding(devices, spec))
-
-    return jax.tree.leaves(jax.jit(program.run)(gpu_modules.operands(program, array)))
+    gpu_modules.use(jax.devices())
+    return jax.tree.leaves(jax.jit(program.run)(gpu_modules.random_operands(program)))
 
 
 # ---------------------------------------------------------------------------

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the programs of gpu_modules.py, alone or as one of a group of processes.
+
+  python programs_worker.py OUT
+
+What the devices of this process have computed goes to a file whose name ends with its rank. Devices
+that have the same part of an array have to have the same bits.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import gpu_modules
+import jax
+import numpy as np
+import process_group
+
+
+def main() -> None:
+    """Runs them."""
+    process_group.join()
+    gpu_modules.use(jax.devices())
+    outputs: dict[str, np.ndarray] = {}
+    for program in gpu_modules.PROGRAMS:
+        operands = gpu_modules.random_operands(program)
+        compiled = jax.jit(program.run).lower(operands).compile()
+        fused = compiled.as_text().count('custom_call_target="oneshot_all_reduce')
+        expected = sum(", read by " in site for site in program.sites)
+        assert fused == (expected if os.environ["ONESHOT"] == "1" else 0), (program.name, fused)
+        for i, out in enumerate(jax.tree.leaves(compiled(operands))):
+            for shard in out.addressable_shards:
+                name = f"{program.name}/{i}/{shard.index}"
+                bits = np.asarray(shard.data).astype(np.float32)
+                np.testing.assert_array_equal(outputs.setdefault(name, bits), bits)
+    with Path(f"{sys.argv[1]}.{jax.process_index()}").open("wb") as file:
+        np.savez(file, **outputs)
+
+
+if __name__ == "__main__":
+    main()
