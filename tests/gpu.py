@@ -2,8 +2,8 @@
 """Everything that needs GPUs: the kernel, the model with and without Oneshot, tools and examples.
 
 Needs two GPUs with peer access, `oneshot` on the path, and the built binaries of cuda/. Writes what
-it runs and what that prints to a file, and exits with 0 if all of it passed. One GPU is enough for
-`processes`, `ranks` and `programs`, which then share it.
+it runs and what that prints to a file, and exits with 0 if all of it passed. On one GPU it runs the
+parts that can do with processes that share it.
 
   python tests/gpu.py --kernels bazel-bin/cuda [--only PART...]
 """
@@ -113,9 +113,12 @@ def nvrtc() -> list[str]:
 
 def kernels(log: Log, binaries: Path) -> None:
     """The kernel without XLA: virtual ranks on one GPU and on two, and its time in a graph."""
-    for devices in ("0", "0,1"):
+    several = process_group.count_gpus() > 1
+    for devices in ("0", "0,1")[: 1 + several]:
         code, _ = log.run([str(binaries / "protocol_test"), "--devices", devices, *nvrtc()])
         log.check(f"protocol test on devices {devices}", code == 0)
+    if not several:
+        return
     code, _ = log.run([str(binaries / "kernel_bench"), "--devices", "0,1", *nvrtc()])
     log.check("kernel benchmark", code == 0)
 
@@ -126,8 +129,9 @@ def sanitizer(log: Log, binaries: Path) -> None:
     if tool is None:
         log.check("compute-sanitizer is installed", passed=False)
         return
+    devices = "0,1" if process_group.count_gpus() > 1 else "0"
     for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
-        test = [str(binaries / "protocol_test"), "--quick", "--devices", "0,1", *nvrtc()]
+        test = [str(binaries / "protocol_test"), "--quick", "--devices", devices, *nvrtc()]
         code, out = log.run([tool, "--tool", check, "--error-exitcode", "9", *test])
         log.check(f"compute-sanitizer {check}", code == 0 and " SUMMARY: 0 " in out)
 
@@ -207,14 +211,30 @@ def processes(log: Log) -> None:
         )
 
 
-def same_bits(log: Log, what: str, stock: Path, ours: Path, count: int) -> None:
-    """Holds what processes wrote with Oneshot against what they wrote without it."""
+def as_stock(log: Log, part: str, layout: process_group.Layout) -> None:
+    """A part of concurrency_worker.py, which has to compute the same bits with Oneshot."""
+    what = f"{part}, {sum(map(len, layout))} ranks in {len(layout)} processes"
+    found: list[list[dict[str, np.ndarray]]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for arm in ("stock", "oneshot"):
+            command = [worker("concurrency"), part, f"{scratch}/{arm}"]
+            if not group(log, f"{what}, {arm}", command, layout, ARMS[arm] | UNTUNED):
+                return
+            found.append(arrays_of(f"{scratch}/{arm}", len(layout)))
     same = True
-    for rank in range(count):
-        with np.load(f"{stock}.{rank}") as want, np.load(f"{ours}.{rank}") as got:
-            same &= want.keys() == got.keys()
-            same &= all(np.array_equal(want[name], got[name]) for name in want)
+    for stock, ours in zip(*found, strict=True):
+        same &= stock.keys() == ours.keys()
+        same &= all(np.array_equal(want, ours[name]) for name, want in stock.items())
     log.check(f"{what}: the same bits", same)
+
+
+def arrays_of(file: str, processes: int) -> list[dict[str, np.ndarray]]:
+    """What each process of a group has written."""
+    result = []
+    for number in range(processes):
+        with np.load(f"{file}.{number}") as arrays:
+            result.append(dict(arrays))
+    return result
 
 
 def ranks(log: Log) -> None:
@@ -224,21 +244,8 @@ def ranks(log: Log) -> None:
         layouts |= {"2 processes with 2 GPUs": [[0, 1], [0, 1]], "2 GPUs and 1": [[0, 1], [0]]}
     for what, layout in layouts.items():
         layers(log, what, layout, WORKER_STEPS="100")
-    eight = process_group.one_each(8)
     for part in ("ahead", "meshes"):
-        with tempfile.TemporaryDirectory() as scratch:
-            stock, ours = Path(scratch, "stock"), Path(scratch, "oneshot")
-            if all(
-                group(
-                    log,
-                    f"{part}, 8 ranks, {file.name}",
-                    [worker("concurrency"), part, str(file)],
-                    eight,
-                    ARMS[file.name] | UNTUNED,
-                )
-                for file in (stock, ours)
-            ):
-                same_bits(log, f"{part}, 8 ranks", stock, ours, len(eight))
+        as_stock(log, part, process_group.together(8))
 
 
 def programs(log: Log) -> None:
@@ -250,10 +257,7 @@ def programs(log: Log) -> None:
             command = [worker("programs"), f"{scratch}/{arm}"]
             if not group(log, f"programs, {arm}", command, layout, ARMS[arm] | UNTUNED):
                 return
-            found[arm] = []
-            for rank in range(len(layout)):
-                with np.load(f"{scratch}/{arm}.{rank}") as arrays:
-                    found[arm].append(dict(arrays))
+            found[arm] = arrays_of(f"{scratch}/{arm}", len(layout))
     agree = True
     errors: dict[str, float] = {}
     for stock, ours in zip(found["stock"], found["oneshot"], strict=True):
@@ -296,24 +300,15 @@ def model(log: Log) -> None:
 
 def concurrency(log: Log) -> None:
     """Two executables from two threads, 64 donating steps ahead, several meshes; as without it."""
-    for part in ("threads", "ahead", "meshes"):
-        results = []
-        for arm in ("stock", "oneshot"):
-            with tempfile.NamedTemporaryFile(suffix=".npz") as out:
-                command = [sys.executable, worker("concurrency"), part, out.name]
-                code, _ = log.run(command, ARMS[arm])
-                log.check(f"{part}, {arm}", code == 0)
-                if code == 0:
-                    with np.load(out.name) as arrays:
-                        results.append(dict(arrays))
-        if len(results) == 2:
-            stock, ours = results
-            same = all(np.array_equal(stock[name], ours[name]) for name in stock)
-            log.check(f"{part}: the same bits", stock.keys() == ours.keys() and same)
+    layout = process_group.together(2)
+    # Processes would have to dispatch in the same order, which threads do not.
+    for part in ("threads", "ahead", "meshes")[len(layout) > 1 :]:
+        as_stock(log, part, layout)
 
 
 def cycles(log: Log, count: int) -> None:
     """Compiles, runs and deletes programs, and takes them from JAX's cache; counts what is held."""
+    layout = process_group.together(2)
     with tempfile.TemporaryDirectory() as scratch:
         caching = {
             "JAX_COMPILATION_CACHE_DIR": f"{scratch}/cache",
@@ -327,27 +322,19 @@ def cycles(log: Log, count: int) -> None:
             ("compiled and cached", ours | caching),
             ("from the cache", ours | caching),
         ):
-            command = [
-                sys.executable,
-                worker("concurrency"),
-                "cycles",
-                f"{scratch}/out.npz",
-                str(count),
-            ]
-            code, out = log.run(command, environ)
-            held = [json.loads(line) for line in out.splitlines() if line.startswith('{"cycle"')]
-            log.check(f"{count} cycles, {what}", code == 0 and len(held) >= 2)
-            if code or what == "stock":
-                continue
-            growth = {name: held[-1][name] - held[0][name] for name in held[0]}
-            log.write(f"growth {growth}")
-            log.check(
-                f"nothing is left of {count} cycles, {what}",
-                # Anything that each cycle leaves behind is more than half of their number.
-                all(growth[name] < count // 2 for name in ("files", "threads", "mappings"))
-                and growth["bytes of JAX"] == 0
-                and growth["MiB of all GPUs"] < count // 2,
-            )
+            command = [worker("concurrency"), "cycles", f"{scratch}/out", str(count)]
+            ends = group(log, f"{count} cycles, {what}", command, layout, environ)
+            for end in ends if what != "stock" else ():
+                first, *_, last = map(json.loads, re.findall(r'(?m)^{"cycle".*', end))
+                growth = {name: last[name] - first[name] for name in first}
+                log.write(f"growth {growth}")
+                log.check(
+                    f"nothing is left of {count} cycles, {what}",
+                    # Anything that each cycle leaves behind is more than half of their number.
+                    all(growth[name] < count // 2 for name in ("files", "threads", "mappings"))
+                    and growth["bytes of JAX"] == 0
+                    and growth["MiB of all GPUs"] < count // 2,
+                )
 
 
 def soak(log: Log) -> None:
@@ -463,7 +450,8 @@ def bench(log: Log, rounds: int) -> None:
 def main() -> int:
     """Runs what was asked for."""
     parts = ["kernels", "sanitizer", "processes", "ranks", "programs", "concurrency", "cycles"]
-    parts += ["model", "soak", "tools", "bench"]
+    if process_group.count_gpus() > 1:
+        parts += ["model", "soak", "tools", "bench"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")

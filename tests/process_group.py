@@ -30,6 +30,12 @@ def one_each(processes: int) -> Layout:
     return [[rank % gpus] for rank in range(processes)]
 
 
+def together(ranks: int) -> Layout:
+    """One process with all GPUs, or as many processes as ranks, where there are not enough."""
+    gpus = count_gpus()
+    return [range(gpus)] if gpus >= ranks else one_each(ranks)
+
+
 @contextlib.contextmanager
 def started(
     command: Sequence[str], layout: Layout, environ: dict[str, str]
@@ -43,7 +49,10 @@ def started(
     processes = []
     try:
         for rank, gpus in enumerate(layout):
-            own = {_VARIABLE: f"{port} {len(layout)} {rank} {','.join(map(str, gpus))}"}
+            own = {}
+            if len(layout) > 1:
+                own[_VARIABLE] = f"{port} {len(layout)} {rank} {','.join(map(str, gpus))}"
+                own["TF_CPP_MIN_LOG_LEVEL"] = "2"  # whoever ends last misses the others
             if most > 1:
                 own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.8 / most:.2f}"
                 # NCCL takes ranks that share a GPU for a mistake, unless it believes them to be on
