@@ -9,6 +9,7 @@ from pathlib import Path
 
 import emulation
 import pytest
+from oneshot import bench
 from oneshot.bench import profile
 
 
@@ -43,6 +44,13 @@ def test_op_in_a_device_loop(tmp_path: Path) -> None:
         check=True,
     ).stdout
     assert drawn.startswith("<svg") and "a &lt; b" in drawn
+
+
+def test_the_users_flags_are_for_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    flags = {arm: bench.environment(arm, "/tmp")["XLA_FLAGS"].split() for arm in bench.ARMS}
+    assert all(flag[0] == "--xla_a=1" for flag in flags.values())
+    assert set(flags["nccl"]) > set(flags["stock"]) == set(flags["oneshot"])
 
 
 def test_unknown_model() -> None:

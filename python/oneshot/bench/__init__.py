@@ -49,28 +49,40 @@ class Case:
     loop: str
 
 
+def environment(arm: str, autotuned: str) -> dict[str, str]:
+    """What the process of an arm sees.
+
+    Args:
+      arm: its name.
+      autotuned: a directory for what one of them has found out about a GEMM; otherwise they might
+        differ in what is the same for all.
+    """
+    flags = [
+        os.environ.get("XLA_FLAGS", ""),  # the user's are for all arms
+        ARMS[arm].get("XLA_FLAGS", ""),
+        f"--xla_gpu_per_fusion_autotune_cache_dir={autotuned}",
+        # Else a profile shows another program than the one that was timed.
+        "--xla_enable_command_buffers_during_profiling=true",
+    ]
+    return (
+        os.environ
+        | ARMS[arm]
+        | {
+            # The arms share the GPUs.
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(ARMS):.2f}",
+            "XLA_FLAGS": " ".join(filter(None, flags)),
+        }
+    )
+
+
 class Arm:
     """The process of an arm."""
 
     def __init__(self, name: str, devices: int, autotuned: str):
         self.name = name
-        environ = os.environ | ARMS[name]
-        flags = [
-            environ.get("XLA_FLAGS", ""),
-            # What one of them has found out about a GEMM: else they might differ in what is the
-            # same for all.
-            f"--xla_gpu_per_fusion_autotune_cache_dir={autotuned}",
-            # Else a profile shows another program than the one that was timed.
-            "--xla_enable_command_buffers_during_profiling=true",
-        ]
-        environ |= {
-            # The arms share the GPUs.
-            "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / len(ARMS):.2f}",
-            "XLA_FLAGS": " ".join(flags).strip(),
-        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "oneshot.bench.worker", str(devices)],
-            env=environ,
+            env=environment(name, autotuned),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
