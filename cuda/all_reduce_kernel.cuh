@@ -504,17 +504,25 @@ __device__ __forceinline__ int64_t SlotOf(uint32_t epoch, int writer,
          place.wire();
 }
 
+// Writes a packet, which has no sentinel, to this rank's place at all peers, or
+// at the owner alone.
+template <bool kToOwner>
+__device__ __forceinline__ void Send(const KernelArguments& args,
+                                     uint32_t epoch, const Place& place,
+                                     uint4 packet) {
+  const int64_t target = SlotOf(epoch, args.rank, place);
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r) {
+    if (r == args.rank || (kToOwner && r != OwnerOf(place))) continue;
+    StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
+  }
+}
+
 __device__ __forceinline__ void Push(const KernelArguments& args,
                                      uint32_t epoch, const Place& place,
                                      uint4 packet) {
   if (place.count == 0) return;
-  packet = WithoutSentinel(packet);
-  const int64_t target = SlotOf(epoch, args.rank, place);
-#pragma unroll
-  for (int r = 0; r < kRanks; ++r) {
-    if (r == args.rank || (kTwoShot && r != OwnerOf(place))) continue;
-    StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
-  }
+  Send<kTwoShot>(args, epoch, place, WithoutSentinel(packet));
 }
 
 // Counts the turns of a wait; reads the clock only now and then.
@@ -569,12 +577,7 @@ struct Receiver {
     const Raw<kX> raw = Raw<kX>::From(sum);
     const uint4 packet = WithoutSentinel(
         make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]));
-    const int64_t target = SlotOf(epoch, args.rank, place);
-#pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      if (r == args.rank) continue;
-      StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
-    }
+    Send</*kToOwner=*/false>(args, epoch, place, packet);
     return packet;
   }
 
