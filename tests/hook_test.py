@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How Oneshot gets into an unmodified program, and how it stays out; each in a fresh process."""
 
-import contextlib
 import importlib.metadata
 import os
 import re
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import process_group
 import pytest
 from emulation import XLA_FLAGS, environment
 from oneshot import config, hook
@@ -361,24 +359,6 @@ def test_key_keeps_what_others_put_there() -> None:
 # Several processes, and CUDA
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def killed(processes: list[subprocess.Popen[str]]) -> Iterator[None]:
-    """Leaves no process behind: jax.distributed catches SIGTERM."""
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
 @pytest.mark.parametrize("entry", [[], ["-m", "oneshot", "run"]], ids=["ONESHOT", "run"])
 def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
     script = tmp_path / "distributed.py"
@@ -398,7 +378,7 @@ def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
     environ = environment(
         ONESHOT="1", XLA_FLAGS="--xla_force_host_platform_device_count=4", PYTHONUNBUFFERED="1"
     )
-    port = str(free_port())
+    port = str(process_group.free_port())
     processes = [
         subprocess.Popen(
             [sys.executable, *entry, script, str(rank), port],
@@ -409,7 +389,7 @@ def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    with killed(processes):
+    with process_group.killed(processes):
         for process in processes:
             out, err = process.communicate(timeout=60)
             assert process.returncode == 0, err
@@ -462,7 +442,7 @@ def test_processes_vote_over_the_coordination_service(tmp_path: Path) -> None:
         "client = distributed.global_state.client\n"
         "print(hook.vote(client, rank, 2, 'v1', 'it rains' if rank else None))\n"
     )
-    port = str(free_port())
+    port = str(process_group.free_port())
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(rank), port],
@@ -473,7 +453,7 @@ def test_processes_vote_over_the_coordination_service(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    with killed(processes):
+    with process_group.killed(processes):
         for process, verdict in zip(processes, ["process 1: it rains", "it rains"], strict=True):
             out, err = process.communicate(timeout=60)
             assert process.returncode == 0, err

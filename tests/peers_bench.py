@@ -19,7 +19,6 @@ import json
 import math
 import os
 import queue
-import socket
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import process_group
 import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symm_mem
@@ -528,10 +528,7 @@ def run(world: int, cases: list[Case], arms: list[str], rounds: int) -> tuple[li
 
     context = mp.get_context("spawn")
     while left := cases[len(rows) :]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        job = Job(world, port, left, arms, rounds)
+        job = Job(world, process_group.free_port(), left, arms, rounds)
         said = context.Queue()
         processes = [
             context.Process(target=work, args=(rank, job, said), daemon=True)

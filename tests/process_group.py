@@ -6,6 +6,7 @@ takes that long; what it computes is what it would be on as many GPUs.
 """
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ Layout = Sequence[Sequence[int]]
 """The GPUs of each process, by their numbers on the machine."""
 
 
+@functools.cache
 def count_gpus() -> int:
     """How many GPUs this machine has."""
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -36,18 +38,34 @@ def together(ranks: int) -> Layout:
     return [range(gpus)] if gpus >= ranks else one_each(ranks)
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def killed(processes: list[subprocess.Popen[str]]) -> Iterator[None]:
+    """Leaves no process behind: jax.distributed catches SIGTERM."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 @contextlib.contextmanager
 def started(
     command: Sequence[str], layout: Layout, environ: dict[str, str]
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Runs a program that calls `join` in as many processes; in the end, kills what is left."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     used = [gpu for gpus in layout for gpu in gpus]
     most = max(map(used.count, used))
-    processes = []
-    try:
+    processes: list[subprocess.Popen[str]] = []
+    with killed(processes):
         for rank, gpus in enumerate(layout):
             own = {}
             if len(layout) > 1:
@@ -68,10 +86,6 @@ def started(
                 )
             )
         yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
 
 
 def join() -> None:
