@@ -34,8 +34,14 @@ ARMS = bench_lib.ARMS | {"oneshot": bench_lib.ARMS["oneshot"] | {"ONESHOT_LOG": 
 # XLA makes no graphs while a profiler runs, unless asked to.
 PROFILE_GRAPHS = "--xla_enable_command_buffers_during_profiling=true"
 
+
+def xla_flags(more: str) -> dict[str, str]:
+    """The environment with flags in addition to those that are set."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {more}".strip()}
+
+
 # For numbers, not for times.
-UNTUNED = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
+UNTUNED = xla_flags("--xla_gpu_autotune_level=0")
 
 # Small enough for float64 on the host.
 MODEL = {"layers": 4, "hidden": 1024, "heads": 16, "kv-heads": 8, "ffn": 2816, "tp": 2}
@@ -410,11 +416,7 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
     from oneshot import report
     from oneshot.bench import timeline
 
-    environ = {
-        "ONESHOT": "1",
-        "ONESHOT_DUMP_TO": f"{scratch}/dump",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
-    }
+    environ = {"ONESHOT": "1", "ONESHOT_DUMP_TO": f"{scratch}/dump"} | xla_flags(flags)
     program = [str(MODELS.parent / "profiled.py"), f"{scratch}/trace", f"{EXAMPLES}/nnx_server.py"]
     code, _ = log.run([sys.executable, *program], environ)
     log.check(f"{result.name} runs", code == 0)
