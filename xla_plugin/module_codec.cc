@@ -3,9 +3,12 @@
 #include "xla_plugin/module_codec.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
+#include <optional>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/unknown_field_set.h"
@@ -18,6 +21,7 @@
 #include "xla/shape.h"
 #include "xla/shape_util.h"
 #include "xla/tsl/lib/strings/proto_serialization.h"
+#include "xla/xla_data.pb.h"
 
 namespace oneshot {
 namespace {
@@ -67,6 +71,36 @@ bool IsRedundant(const xla::HloInstructionProto& hlo) {
              (hlo.comparison_type() == "FLOAT" ? "PARTIAL" : "TOTAL");
 }
 
+bool HasItsAxes(const xla::MeshAxesReplicaGroupListProto& groups) {
+  return absl::c_all_of(groups.axes(), [&](const xla::AxisRefProto& axis) {
+    return axis.mesh_axis_index() >= 0 &&
+           axis.mesh_axis_index() < groups.mesh().axes_size();
+  });
+}
+
+// The number of devices, if each is a group of its own; else nothing. Newer
+// versions have such groups, for collectives over an axis of size one, and the
+// one that we are compiled against ends the process when it reads them as axes
+// of a mesh.
+std::optional<int64_t> GroupsOfOne(
+    const xla::MeshAxesReplicaGroupListProto& groups) {
+  constexpr int64_t kMostDevices = 1 << 20;
+  const auto& axes = groups.mesh().axes();
+  for (const xla::AxisRefProto& axis : groups.axes()) {
+    if (axis.has_sub_axis_info() || axes[axis.mesh_axis_index()].size() != 1) {
+      return std::nullopt;
+    }
+  }
+  int64_t devices = 1;
+  for (const auto& axis : axes) {
+    if (axis.size() < 1 || axis.size() > kMostDevices / devices) {
+      return std::nullopt;
+    }
+    devices *= axis.size();
+  }
+  return devices;
+}
+
 template <typename List>
 bool SameElements(const List& a, const List& b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
@@ -89,10 +123,10 @@ bool SamePlace(const xla::HloInstructionProto& a,
 // their operands, that of computations their callers, and XLA settles on one of
 // several orders when it reads a module.
 //
-// Of an instruction with fields that this version does not know, only its place
-// in the graph has to be the same: all else of it is kept as it came.
+// Of an instruction that has been set aside, only its place in the graph has to
+// be the same: all else of it is kept as it came.
 std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b,
-                            const UnknownInstructions& unknown) {
+                            const InstructionsById& aside) {
   absl::flat_hash_map<int64_t, xla::HloComputationProto*> computations;
   absl::flat_hash_map<int64_t, const xla::HloInstructionProto*> instructions;
   for (xla::HloComputationProto& computation : *b.mutable_computations()) {
@@ -110,7 +144,7 @@ std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b,
     for (const xla::HloInstructionProto& hlo : left.instructions()) {
       const auto it = instructions.find(hlo.id());
       if (it == instructions.end() ||
-          !(unknown.contains(hlo.id())
+          !(aside.contains(hlo.id())
                 ? SamePlace(hlo, *it->second)
                 : Serialized(hlo) == Serialized(*it->second))) {
         return hlo.name();
@@ -137,14 +171,30 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
     return absl::InvalidArgumentError("not an HloModuleProto");
   }
 
-  // Set aside what we don't know of single instructions; refuse it elsewhere.
+  // Set aside what we can't read of single instructions; refuse it elsewhere.
   DecodedModule decoded;
   for (xla::HloComputationProto& computation : *proto.mutable_computations()) {
     for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
       const auto* reflection = hlo.GetReflection();
-      if (reflection->GetUnknownFields(hlo).empty()) continue;
-      decoded.unknown_[hlo.id()] = hlo;
+      std::optional<int64_t> groups_of_one;
+      if (hlo.has_mesh_axes_replica_group_list()) {
+        if (!HasItsAxes(hlo.mesh_axes_replica_group_list())) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              hlo.name(), " is over axes that its mesh does not have"));
+        }
+        groups_of_one = GroupsOfOne(hlo.mesh_axes_replica_group_list());
+      }
+      if (!groups_of_one && reflection->GetUnknownFields(hlo).empty()) continue;
+      decoded.aside_[hlo.id()] = hlo;
       reflection->MutableUnknownFields(&hlo)->Clear();
+      if (groups_of_one) {
+        hlo.clear_mesh_axes_replica_group_list();
+        for (int64_t i = 0; i < *groups_of_one; ++i) {
+          hlo.mutable_collective_device_list()
+              ->add_replica_groups()
+              ->add_replica_ids(i);
+        }
+      }
     }
   }
   const size_t size = proto.ByteSizeLong();
@@ -171,7 +221,7 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
 
   // The proof that nothing is lost, rather than a list of what could be.
   xla::HloModuleProto again = decoded.module_->ToProto();
-  if (const std::string lost = FirstDifference(proto, again, decoded.unknown_);
+  if (const std::string lost = FirstDifference(proto, again, decoded.aside_);
       !lost.empty()) {
     return absl::UnimplementedError(absl::StrCat(
         lost, " does not survive being read and written by this version"));
@@ -187,16 +237,16 @@ absl::StatusOr<DecodedModule> DecodedModule::Decode(
 }
 
 bool DecodedModule::Understands(const xla::HloInstruction* instruction) const {
-  const auto it = unknown_.find(instruction->unique_id());
-  return it == unknown_.end() || IsRedundant(it->second);
+  const auto it = aside_.find(instruction->unique_id());
+  return it == aside_.end() || IsRedundant(it->second);
 }
 
 absl::StatusOr<std::string> DecodedModule::Encode() const {
   xla::HloModuleProto proto = module_->ToProto();
   for (xla::HloComputationProto& computation : *proto.mutable_computations()) {
     for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
-      const auto it = unknown_.find(hlo.id());
-      if (it == unknown_.end()) continue;
+      const auto it = aside_.find(hlo.id());
+      if (it == aside_.end()) continue;
       // As it came, but for operands that have been replaced.
       xla::HloInstructionProto original = it->second;
       *original.mutable_operand_ids() = hlo.operand_ids();

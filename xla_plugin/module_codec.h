@@ -22,9 +22,7 @@
 
 namespace oneshot {
 
-// Instructions with fields that this XLA does not know, as they came, by id.
-using UnknownInstructions =
-    absl::node_hash_map<int64_t, xla::HloInstructionProto>;
+using InstructionsById = absl::node_hash_map<int64_t, xla::HloInstructionProto>;
 
 class DecodedModule {
  public:
@@ -35,16 +33,18 @@ class DecodedModule {
 
   xla::HloModule* module() const { return module_.get(); }
 
-  // False for an instruction with fields that this XLA does not know and that
-  // may mean something. Such an instruction may stay, since Encode() writes it
-  // as it came, but nothing may be concluded from it.
+  // False for an instruction of which this XLA can't read something that may
+  // mean something: fields it does not know, groups of one device. Such an
+  // instruction may stay, since Encode() writes it as it came, but nothing may
+  // be concluded from it.
   bool Understands(const xla::HloInstruction* instruction) const;
 
   absl::StatusOr<std::string> Encode() const;
 
  private:
   std::unique_ptr<xla::HloModule> module_;
-  UnknownInstructions unknown_;
+  // Those with something that this XLA can't read, as they came.
+  InstructionsById aside_;
 };
 
 }  // namespace oneshot

@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,7 @@
 #include "xla/service/hlo.pb.h"
 #include "xla/service/hlo_verifier.h"
 #include "xla_plugin/all_reduce_epilogue_fusion.h"
+#include "xla_plugin/fatal_guard.h"
 #include "xla_plugin/module_scan.h"
 
 namespace oneshot {
@@ -52,6 +54,35 @@ xla::HloInstructionProto* Find(xla::HloModuleProto& proto,
     }
   }
   return nullptr;
+}
+
+// A mesh with an axis of size one, and a collective over either axis, as newer
+// versions write them.
+xla::HloModuleProto MeshProto() {
+  xla::HloModuleProto proto = Proto(R"(HloModule m, num_partitions=2
+    add { a = f32[] parameter(0)
+          b = f32[] parameter(1)
+          ROOT s = f32[] add(a, b) }
+    ENTRY e {
+      x = f32[4,8] parameter(0)
+      ag = f32[4,8] all-gather(x), channel_id=2, dimensions={0},
+        replica_groups={{0},{1}}, use_global_device_ids=true
+      ar = f32[4,8] all-reduce(ag), channel_id=1, replica_groups={{0,1}},
+        use_global_device_ids=true, to_apply=add
+      ROOT h = f32[4,8] add(x, ar)
+    })");
+  for (const char* name : {"ag", "ar"}) {
+    xla::HloInstructionProto* hlo = Find(proto, name);
+    hlo->clear_collective_device_list();
+    auto* groups = hlo->mutable_mesh_axes_replica_group_list();
+    for (const auto& [axis, size] : {std::pair{"dp", 1}, {"tp", 2}}) {
+      auto* part = groups->mutable_mesh()->add_axes();
+      part->set_name(axis);
+      part->set_size(size);
+    }
+    groups->add_axes()->set_mesh_axis_index(hlo->name() == "ar");
+  }
+  return proto;
 }
 
 // A field from the future: number 30000, a string.
@@ -222,6 +253,48 @@ TEST(ModuleCodecTest, RefusesWhatItWouldChange) {
   EXPECT_FALSE(DecodedModule::Decode("\xff\xff\xff").ok());
 }
 
+TEST(ModuleCodecTest, GroupsOfOneDeviceSurvive) {
+  const xla::HloModuleProto proto = MeshProto();
+  auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  xla::HloComputation* entry = decoded->module()->entry_computation();
+  EXPECT_FALSE(decoded->Understands(entry->GetInstructionWithName("ag")));
+  EXPECT_TRUE(decoded->Understands(entry->GetInstructionWithName("ar")));
+  AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda);
+  EXPECT_TRUE(pass.Run(decoded->module()).value()) << pass.report().ToText();
+
+  xla::HloModuleProto again;
+  ASSERT_TRUE(again.ParseFromString(decoded->Encode().value()));
+  const xla::HloInstructionProto* gather = Find(again, "ag");
+  EXPECT_TRUE(gather->has_mesh_axes_replica_group_list());
+  EXPECT_FALSE(gather->has_collective_device_list());
+}
+
+TEST(ModuleCodecTest, RefusesImpossibleGroups) {
+  xla::HloModuleProto beyond = MeshProto();
+  Find(beyond, "ar")
+      ->mutable_mesh_axes_replica_group_list()
+      ->mutable_axes(0)
+      ->set_mesh_axis_index(2);
+  EXPECT_THAT(
+      std::string(
+          DecodedModule::Decode(beyond.SerializeAsString()).status().message()),
+      HasSubstr("ar is over axes that its mesh does not have"));
+
+  // XLA would end the process.
+  xla::HloModuleProto twice = MeshProto();
+  Find(twice, "ar")
+      ->mutable_mesh_axes_replica_group_list()
+      ->add_axes()
+      ->set_mesh_axis_index(1);
+  EXPECT_THAT(
+      std::string(
+          GuardAgainstFatal([&] {
+            return DecodedModule::Decode(twice.SerializeAsString()).status();
+          }).message()),
+      HasSubstr("XLA: Check failed"));
+}
+
 TEST(ModuleCodecTest, TakesCountsFromTheDeviceAssignment) {
   xla::HloModuleProto proto = Proto(R"(HloModule m, replica_count=2
     add { a = f32[] parameter(0)
@@ -244,19 +317,24 @@ TEST(ModuleCodecTest, TakesCountsFromTheDeviceAssignment) {
 }
 
 // What could reach the pass from a version of XLA that writes something else:
-// fields that are changed, dropped, doubled or swapped. It must end in an error
-// or in a module that XLA verifies.
+// fields that are changed, dropped, doubled or swapped. It must end in an
+// error, some of which are XLA's that would end the process, or in a module
+// that XLA verifies.
 TEST(ModuleCodecTest, SurvivesMutatedModules) {
   std::mt19937 random(0);
-  const xla::HloModuleProto original = Proto();
+  const xla::HloModuleProto originals[] = {Proto(), MeshProto()};
   int decoded_ok = 0;
   int fired = 0;
   constexpr int kMutations = 3000;
   for (int i = 0; i < kMutations; ++i) {
-    xla::HloModuleProto proto = original;
+    xla::HloModuleProto proto = originals[i % 2];
     for (int m = random() % 3; m >= 0; --m) Mutate(proto, random);
-    auto decoded = DecodedModule::Decode(proto.SerializeAsString());
-    if (!decoded.ok()) continue;
+    absl::StatusOr<DecodedModule> decoded;
+    const absl::Status status = GuardAgainstFatal([&] {
+      decoded = DecodedModule::Decode(proto.SerializeAsString());
+      return decoded.status();
+    });
+    if (!status.ok()) continue;
     ++decoded_ok;
     AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda,
                                  [&](const xla::HloInstruction* hlo) {

@@ -29,6 +29,7 @@
 #include "xla/service/hlo_verifier.h"
 #include "xla_plugin/all_reduce_epilogue_fusion.h"
 #include "xla_plugin/all_reduce_reassociation.h"
+#include "xla_plugin/fatal_guard.h"
 #include "xla_plugin/module_codec.h"
 #include "xla_plugin/report.h"
 
@@ -81,7 +82,7 @@ class Dump {
   std::string error_;
 };
 
-struct Result {
+struct Rewrite {
   std::string module;  // empty: unchanged
   std::string message;
 };
@@ -114,10 +115,10 @@ AllReduceEpilogueFusion::CompileKernel CompileWith(OneshotCompile compile) {
   };
 }
 
-absl::StatusOr<Result> RunPass(absl::string_view platform,
-                               absl::string_view dump_dir,
-                               OneshotCompile compile,
-                               absl::string_view serialized) {
+absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
+                                absl::string_view dump_dir,
+                                OneshotCompile compile,
+                                absl::string_view serialized) {
   absl::StatusOr<DecodedModule> decoded = DecodedModule::Decode(serialized);
   if (!decoded.ok()) {
     ModuleReport report;
@@ -129,7 +130,7 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
     report.declined_module = std::string(decoded.status().message());
     Dump dump(std::string(dump_dir), report.module);
     dump.Write(report);
-    return Result{"", Summary(report) + dump.error()};
+    return Rewrite{"", Summary(report) + dump.error()};
   }
   xla::HloModule* module = decoded->module();
   Dump dump(std::string(dump_dir), module->name());
@@ -146,7 +147,7 @@ absl::StatusOr<Result> RunPass(absl::string_view platform,
                                    : AllReduceEpilogueFusion::Platform::kCuda,
                                may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
-  Result result{"", Summary(pass.report())};
+  Rewrite result{"", Summary(pass.report())};
   if (changed) {
     // XLA verifies the module again, but treats a failure there as a failed
     // compilation; here it only means that the module stays as it was.
@@ -179,9 +180,13 @@ extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
   *out_size = 0;
   *message = nullptr;
   try {
-    auto result = oneshot::RunPass(platform, dump_dir, compile, {module, size});
-    if (!result.ok()) {
-      *message = oneshot::Copy(std::string(result.status().message()));
+    absl::StatusOr<oneshot::Rewrite> result;
+    const absl::Status status = oneshot::GuardAgainstFatal([&] {
+      result = oneshot::RunPass(platform, dump_dir, compile, {module, size});
+      return result.status();
+    });
+    if (!status.ok()) {
+      *message = oneshot::Copy(std::string(status.message()));
       return -1;
     }
     *message = oneshot::Copy(result->message);
@@ -228,11 +233,11 @@ extern "C" __attribute__((visibility("default"))) int OneshotExplain(
     const char* module, size_t size, char** message) {
   *message = nullptr;
   try {
-    auto read = oneshot::ReadModule({module, size});
-    absl::Status status = read.status();
-    if (status.ok()) {
-      status = oneshot::RunPass(platform, dump_dir, compile, *read).status();
-    }
+    const absl::Status status = oneshot::GuardAgainstFatal([&]() {
+      const auto read = oneshot::ReadModule({module, size});
+      if (!read.ok()) return read.status();
+      return oneshot::RunPass(platform, dump_dir, compile, *read).status();
+    });
     if (status.ok()) return 0;
     *message = oneshot::Copy(std::string(status.message()));
   } catch (const std::exception& error) {
