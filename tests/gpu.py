@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs GPUs: the kernel, the model with and without Oneshot, tools and examples.
 
-Needs two GPUs with peer access, `oneshot` on the path, and the built binaries of cuda/. Writes what
-it runs and what that prints to a file, and exits with 0 if all of it passed. On one GPU it runs the
-parts that can do with processes that share it.
+Needs `oneshot` on the path and the built binaries of cuda/. Writes what it runs, and what that
+prints, to a file, and exits with 0 if all of it passed. On one GPU, ranks are processes that share
+it (process_group.py): all but the benchmarks runs, and no time says anything about NVLink.
 
   python tests/gpu.py --kernels bazel-bin/cuda [--only PART...]
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +72,16 @@ class Log:
         if not passed:
             self.failures.append(what)
 
-    def run(self, command: list[str], environ: dict[str, str] | None = None) -> tuple[int, str]:
-        """Runs a command; returns its exit code and what it printed, which is also written."""
-        shown = " ".join([*(f"{k}={v!r}" for k, v in (environ or {}).items()), *command])
+    def command(self, command: Sequence[str], environ: dict[str, str], where: str = "") -> None:
+        """Writes what is about to run."""
+        shown = " ".join([*(f"{k}={v!r}" for k, v in environ.items()), *command])
         # What anybody could run, not where this machine keeps it.
         shown = shown.replace(sys.executable, "python").replace(f"{MODELS.parent.parent}/", "")
-        self.write(f"$ {shown}")
+        self.write(f"$ {shown}{where}")
+
+    def run(self, command: list[str], environ: dict[str, str] | None = None) -> tuple[int, str]:
+        """Runs a command; returns its exit code and what it printed, which is also written."""
+        self.command(command, environ or {})
         done = subprocess.run(
             command,
             env=os.environ | (environ or {}),
@@ -90,11 +97,6 @@ class Log:
 def flags(model: dict[str, object]) -> list[str]:
     """The command line of a model."""
     return [part for name, value in model.items() for part in (f"--{name}", str(value))]
-
-
-def llama(log: Log, environ: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Runs the decode model in a fresh process."""
-    return log.run([sys.executable, str(MODELS / "llama_decode.py"), *arguments], environ)
 
 
 def environment(log: Log, commit: str) -> None:
@@ -160,13 +162,23 @@ def group(
     environ: dict[str, str],
 ) -> list[str]:
     """Runs a program in several processes; what each has printed, or nothing if one has failed."""
-    log.write(f"$ {' '.join(f'{k}={v!r}' for k, v in environ.items())} on GPUs {layout}: {what}")
+    log.command(["python", *command], environ, f" on GPUs {[list(gpus) for gpus in layout]}")
     with process_group.started(command, layout, environ) as workers:
         ends = ["".join(process.communicate(timeout=300)) for process in workers]
         codes = [process.returncode for process in workers]
     log.write("\n".join(ends))
     log.check(f"{what}: all processes end well", not any(codes))
     return [] if any(codes) else ends
+
+
+def unmodified(log: Log, what: str, environ: dict[str, str], *program: str) -> list[str]:
+    """Runs a program that knows nothing of process groups, on two ranks or more; as `group`."""
+    return group(log, what, [process_group.__file__, *program], process_group.together(2), environ)
+
+
+def llama(log: Log, what: str, environ: dict[str, str], *arguments: str) -> list[str]:
+    """Runs the decode model; as `group`."""
+    return unmodified(log, what, environ, str(MODELS / "llama_decode.py"), *arguments)
 
 
 def layers(log: Log, what: str, layout: process_group.Layout, **environ: str) -> None:
@@ -183,8 +195,8 @@ def processes(log: Log) -> None:
     """Two processes with a GPU each: whole, late, stopped for a while, and killed."""
     two = process_group.one_each(2)
     layers(log, "two processes", two)
-    layers(log, "one of them late by 3 s", two, WORKER_LATE_S="3")
-    some_seconds = "20000" if process_group.count_gpus() > 1 else "2000"
+    layers(log, "one of them late by 10 s", two, WORKER_LATE_S="10")
+    some_seconds = "20000"
 
     def started(**environ: str):
         return process_group.started([worker("multiprocess")], two, ARMS["oneshot"] | environ)
@@ -289,8 +301,9 @@ def model(log: Log) -> None:
             for arm, environ in ARMS.items():
                 files.append(f"{scratch}/{arm}.npz")
                 more = {"ONESHOT_DUMP_TO": f"{scratch}/dump"} if arm == "oneshot" else {}
-                code, _ = llama(log, environ | more, *arguments, "--save", files[-1])
-                log.check(f"{arm} runs {' '.join(extra)}", code == 0)
+                what = " ".join([arm, *extra])
+                if not llama(log, what, environ | more, *arguments, "--save", files[-1]):
+                    return
             code, out = log.run(
                 [sys.executable, str(MODELS / "llama_reference.py"), *files, *arguments]
             )
@@ -343,15 +356,48 @@ def cycles(log: Log, count: int) -> None:
                 )
 
 
-def soak(log: Log) -> None:
-    """10,000 steps, all of whose logits have the bits of the first 100."""
+def repeats(log: Log) -> None:
+    """10,000 steps of the model, all of whose logits have the bits of the first 100."""
     for loop in ("python", "device"):
         arguments = [*flags(MODEL), "--dtype", "bf16", "--steps", "100", "--max-len", "128"]
-        code, _ = llama(log, ARMS["oneshot"], *arguments, "--loop", loop, "--repeat", "100")
-        log.check(f"10,000 steps, {loop} loop", code == 0)
+        arguments += ["--loop", loop, "--repeat", "100"]
+        ends = llama(log, f"10,000 steps, {loop} loop", ARMS["oneshot"], *arguments)
+        same = bool(ends) and all("bit-identical" in end for end in ends)
+        log.check(f"10,000 steps, {loop} loop: the same bits", same)
 
 
-# On two devices, without Oneshot being on.
+def soak(log: Log, seconds: float) -> None:
+    """Random all-reduces between four ranks, some of which stop now and then."""
+    command = [worker("soak"), str(seconds), "20000"]
+    layout, environ = process_group.one_each(4), {"ONESHOT": "1"}
+    log.command(["python", *command], environ, f" on GPUs {layout}")
+    chance = random.Random(0)
+    stopped: list[float] = []
+    start = time.monotonic()
+    with process_group.started(command, layout, environ) as workers:
+        while all(process.poll() is None for process in workers):
+            time.sleep(chance.uniform(0, 6))
+            if time.monotonic() - start > seconds:
+                break
+            one = chance.choice(workers)
+            stopped.append(chance.uniform(0, 3))
+            one.send_signal(signal.SIGSTOP)
+            time.sleep(stopped[-1])
+            one.send_signal(signal.SIGCONT)
+        ends = [process.communicate(timeout=120) for process in workers]
+        codes = [process.returncode for process in workers]
+    log.write("\n".join(out + err for out, err in ends))
+    log.write(f"stopped {len(stopped)} times, {sum(stopped):.0f} s in all")
+    log.check("soak: all processes end well", not any(codes))
+    if any(codes):
+        return
+    counts = [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    log.check("soak: the same bits on all ranks", len({count["bits"] for count in counts}) == 1)
+    log.check("soak: nothing wrong", not any(count["wrong"] for count in counts))
+    log.check("soak: most are fused", all(2 * c["fused"] > c["programs"] > 0 for c in counts))
+
+
+# Without Oneshot being on.
 EXPLAIN = """
 import llama_decode, oneshot, pathlib, sys
 decoder = llama_decode.Decoder(llama_decode.Config(tp=2, dtype="bf16"))
@@ -368,17 +414,22 @@ def tools(log: Log, folder: Path) -> None:
     """
     python = [sys.executable, "-m", "oneshot"]
     code, out = log.run([*python, "doctor"], {"ONESHOT": "1"})
-    log.check("doctor", code == 0 and "all is well" in out)
+    alone = process_group.count_gpus() == 1
+    log.check("doctor", ("fewer than two GPUs" if alone else "all is well") in out)
+    log.check("doctor's exit code", code == alone)
     code, out = log.run([*python, "doctor", "--json"], {"ONESHOT": "1"})
     # Libraries may print before and after it.
     found = json.loads(out[out.index("{") : out.rindex("}") + 1])
-    log.check("doctor --json", code == 0 and found["ok"])
-    path = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{MODELS}"}
-    explain = [sys.executable, "-c", EXPLAIN, str(folder / "explain.html")]
-    code, out = log.run(explain, path | {"ONESHOT": "0"})
-    found = re.search(r"(\d+) of (\d+) all-reduces fused", out)
-    log.check("explain(function)", code == 0 and found is not None and found[1] == found[2] != "0")
+    log.check("doctor --json", code == alone and found["ok"] != alone)
     with tempfile.TemporaryDirectory() as scratch:
+        explain = Path(scratch, "explain.py")
+        explain.write_text(EXPLAIN)
+        path = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{MODELS}", "ONESHOT": "0"}
+        what = "explain(function)"
+        ends = unmodified(log, what, path, str(explain), str(folder / "explain.html"))
+        found = [re.search(r"(\d+) of (\d+) all-reduces fused", end) for end in ends]
+        fused = bool(ends) and all(f and f[1] == f[2] != "0" for f in found)
+        log.check(f"{what}: all fused", fused)
         for example in sorted(EXAMPLES.glob("*.py")):
             run_example(log, example, Path(scratch, example.stem))
         hlo = next(Path(scratch, "nnx_server").glob("*.before.hlo"), Path("nothing.hlo"))
@@ -393,19 +444,20 @@ def run_example(log: Log, example: Path, dump: Path) -> None:
     """With Oneshot and without: all all-reduces are fused, and the numbers agree."""
     from oneshot import report
 
-    command = [sys.executable, str(example)]
-    _, stock = log.run(command, {"ONESHOT": "0"})
-    code, out = log.run(command, {"ONESHOT": "1", "ONESHOT_DUMP_TO": str(dump)})
+    name = example.name
+    stock = unmodified(log, f"{name}, stock", {"ONESHOT": "0"}, str(example))
+    ours = {"ONESHOT": "1", "ONESHOT_DUMP_TO": str(dump)}
+    ends = unmodified(log, f"{name}, oneshot", ours, str(example))
+    if not stock or not ends:
+        return
     sites = [site for module in report.load(dump) for site in module.all_reduces]
     for site in sites:
         log.write(f"{site.name}: {site.epilogue or site.reason}")
-    name = example.name
     table = (EXAMPLES / "README.md").read_text()
     epilogue = re.search(rf"(?m)^\| \[{name}\].*\| `(.+?)` \|$", table)[1]
-    log.check(f"{name} runs", code == 0)
     log.check(f"{name} is fused", bool(sites) and all(site.fired for site in sites))
     log.check(f"{name} has {epilogue}", any(site.epilogue == epilogue for site in sites))
-    numbers = [re.findall(r"(?m)^rms ([\d.]+)$", text) for text in (stock, out)]
+    numbers = [re.findall(r"(?m)^rms ([\d.]+)$", end) for end in (stock[0], ends[0])]
     if any(numbers):  # a server's tokens may differ: one rounding decides between two
         (left,), (right,) = numbers
         log.check(f"{name}: {right} to {left}", abs(float(right) / float(left) - 1) < 0.01)
@@ -418,9 +470,16 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
 
     environ = {"ONESHOT": "1", "ONESHOT_DUMP_TO": f"{scratch}/dump"} | xla_flags(flags)
     program = [str(MODELS.parent / "profiled.py"), f"{scratch}/trace", f"{EXAMPLES}/nnx_server.py"]
-    code, _ = log.run([sys.executable, *program], environ)
-    log.check(f"{result.name} runs", code == 0)
-    events = timeline.load(scratch / "trace", report.load(scratch / "dump"))
+    ends = unmodified(log, result.name, environ, *program)
+    if not ends:
+        return
+    modules = report.load(scratch / "dump")
+    events = []
+    for rank in range(len(ends)):
+        # Each process counts its devices from 0.
+        for event in timeline.load(scratch / "trace" / str(rank), modules):
+            own = event if len(ends) == 1 else dataclasses.replace(event, device=f"rank {rank}")
+            events.append(own)
     fused = [event for event in events if event.fused]
     counts = Counter((event.device, event.name, event.layer) for event in fused)
     for (device, name, layer), count in sorted(counts.items()):
@@ -451,15 +510,17 @@ def bench(log: Log, rounds: int) -> None:
 
 def main() -> int:
     """Runs what was asked for."""
-    parts = ["kernels", "sanitizer", "processes", "ranks", "programs", "concurrency", "cycles"]
+    parts = ["kernels", "sanitizer", "model", "repeats", "processes", "ranks", "programs"]
+    parts += ["concurrency", "cycles", "soak", "tools"]
     if process_group.count_gpus() > 1:
-        parts += ["model", "soak", "tools", "bench"]
+        parts += ["bench"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernels", type=Path, required=True, help="directory of the binaries")
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"), help="what is printed")
     parser.add_argument("--commit", default="", help="where there is no git")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=3, help="of the benchmark")
+    parser.add_argument("--seconds", type=float, default=60, help="of the soak")
     parser.add_argument("--cycles", type=int, default=50, help="of compilation and deletion")
     arguments = parser.parse_args()
 
@@ -476,6 +537,8 @@ def main() -> int:
             bench(log, arguments.rounds)
         elif part == "cycles":
             cycles(log, arguments.cycles)
+        elif part == "soak":
+            soak(log, arguments.seconds)
         else:
             globals()[part](log)
     log.write(f"\n{len(log.failures)} failed" + "".join(f"\n  {what}" for what in log.failures))

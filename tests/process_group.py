@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that run as several processes, each with GPUs of its own or all with the same ones.
 
-Processes that share a GPU take turns of some milliseconds on it, so an all-reduce between them
-takes that long; what it computes is what it would be on as many GPUs.
+Processes that share a GPU run on it side by side, if CUDA's Multi-Process Service is there: kernels
+of different ranks meet as they do on as many GPUs, over memory instead of NVLink. Without it they
+take turns of some milliseconds, so an all-reduce takes that long; what it computes is the same.
+
+  python process_group.py PROGRAM [ARGUMENT...]
+
+runs a program as a part of the group that it was started for, if it was started for one.
 """
 
 import contextlib
 import functools
 import os
+import runpy
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 
 _VARIABLE = "PROCESS_GROUP"
@@ -57,6 +65,27 @@ def killed(processes: list[subprocess.Popen[str]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def side_by_side() -> Iterator[dict[str, str]]:
+    """The environment in which processes use a GPU at the same time, if there is such a thing.
+
+    The service changes nothing about the GPU, and is one for each group, as an error of one of its
+    clients is an error of all.
+    """
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        environ = {"CUDA_MPS_PIPE_DIRECTORY": directory, "CUDA_MPS_LOG_DIRECTORY": directory}
+        everything = os.environ | environ
+        subprocess.run([control, "-d"], env=everything, check=True)
+        try:
+            yield environ
+        finally:
+            subprocess.run([control], input="quit -t 5\n", env=everything, text=True, check=False)
+
+
+@contextlib.contextmanager
 def started(
     command: Sequence[str], layout: Layout, environ: dict[str, str]
 ) -> Iterator[list[subprocess.Popen[str]]]:
@@ -65,7 +94,10 @@ def started(
     used = [gpu for gpus in layout for gpu in gpus]
     most = max(map(used.count, used))
     processes: list[subprocess.Popen[str]] = []
-    with killed(processes):
+    with contextlib.ExitStack() as stack:
+        if most > 1:
+            environ = environ | stack.enter_context(side_by_side())
+        stack.enter_context(killed(processes))
         for rank, gpus in enumerate(layout):
             own = {}
             if len(layout) > 1:
@@ -101,3 +133,9 @@ def join() -> None:
         int(rank),
         local_device_ids=[int(gpu) for gpu in gpus.split(",")],
     )
+
+
+if __name__ == "__main__":
+    join()
+    sys.argv.pop(0)
+    runpy.run_path(sys.argv[0], run_name="__main__")
