@@ -277,6 +277,30 @@ def added_up(o: Operands) -> tuple[Array, ...]:
     return (lax.scan(body, jnp.zeros_like(o.h), o.layers)[0],)
 
 
+def kept_together(o: Operands) -> tuple[Array, ...]:
+    """Parameters of all layers in one array, without a loop."""
+    h = o.h + product(o)
+    middle = jnp.tanh(rms_norm(h, o.layers[2][1]) @ o.layers[0][1]) @ o.layers[1][1]
+    return (rms_norm(h + replicated(middle), o.layers[2][2]) @ o.up,)
+
+
+def part_of_a_bias(o: Operands) -> tuple[Array, ...]:
+    """A slice that is not one of a stack."""
+    biases = jnp.concatenate([o.bias, o.other_bias])
+    return ((product(o) + biases[D // 2 : D // 2 + D]) @ o.up,)
+
+
+def scan_outputs(o: Operands) -> tuple[Array, ...]:
+    """A loop that keeps what comes out of each layer."""
+
+    def body(h: Array, layer: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        up, down, gain = layer
+        h = h + replicated(jnp.tanh(rms_norm(h, gain) @ up) @ down)
+        return h, h
+
+    return lax.scan(body, o.h, o.layers)
+
+
 LAYER_NORM = ("residual+layer_norm, read by dot, tuple",)
 
 PROGRAMS = [
@@ -351,6 +375,13 @@ PROGRAMS = [
     Program(
         "scan", scan, ("residual+rms_norm, read by custom-call, dot", "residual, read by tuple")
     ),
+    Program(
+        "kept_together",
+        kept_together,
+        ("residual+rms_norm, read by custom-call, dot", "residual+rms_norm, read by dot"),
+    ),
+    Program("part_of_a_bias", part_of_a_bias, ("bias, read by dot",)),
+    Program("scan_outputs", scan_outputs, ("residual, read by opt-barrier",)),
     Program("added_up", added_up, ("a loop only adds it up; XLA moves it behind the loop",)),
 ]
 

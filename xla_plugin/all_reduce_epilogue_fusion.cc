@@ -23,6 +23,7 @@
 #include "xla/hlo/analysis/alias_info.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_schedule.h"
+#include "xla/literal_util.h"
 #include "xla/service/collective_ops_utils.h"
 #include "xla/service/copy_insertion.h"
 #include "xla/shape_util.h"
@@ -118,15 +119,48 @@ Shape RowMajor(const Shape& shape) {
                                                   shape.dimensions());
 }
 
-// Lets everything that reads `old_value` read element `index` of `call`.
-absl::Status ReplaceByElement(HloInstruction* old_value, HloInstruction* call,
-                              int64_t index) {
+// XLA for GPUs makes a fusion of a custom-call with slices that it reads and
+// with updates of slices by what it writes; and another call beside it, if the
+// result has other readers, although that is no pure function. Nothing gets
+// past this instruction, which becomes nothing itself.
+HloInstruction* KeepApart(HloInstruction* hlo) {
+  HloInstruction* barrier =
+      hlo->parent()->AddInstruction(HloInstruction::CreateUnary(
+          hlo->shape(), HloOpcode::kOptimizationBarrier, hlo));
+  barrier->set_metadata(hlo->metadata());
+  return barrier;
+}
+
+bool OnlyReshapes(const HloInstruction* hlo) {
+  return hlo->opcode() == HloOpcode::kReshape ||
+         hlo->opcode() == HloOpcode::kBitcast;
+}
+
+bool IsSlice(const HloInstruction* hlo) {
+  while (OnlyReshapes(hlo)) hlo = hlo->operand(0);
+  return hlo->opcode() == HloOpcode::kSlice ||
+         hlo->opcode() == HloOpcode::kDynamicSlice;
+}
+
+bool UpdatesSlice(const HloInstruction* hlo) {
+  return absl::c_any_of(hlo->users(), [](const HloInstruction* user) {
+    return user->opcode() == HloOpcode::kDynamicUpdateSlice ||
+           (OnlyReshapes(user) && UpdatesSlice(user));
+  });
+}
+
+// Lets everything that reads `old_value` read result `index` of `call`.
+absl::Status ReplaceByResult(HloInstruction* old_value, HloInstruction* call,
+                             int64_t index) {
   HloComputation* computation = old_value->parent();
-  HloInstruction* element =
-      computation->AddInstruction(HloInstruction::CreateGetTupleElement(
-          call->shape().tuple_shapes(index), call, index));
-  element->set_metadata(old_value->metadata());
-  TF_RETURN_IF_ERROR(old_value->ReplaceAllUsesWith(element));
+  HloInstruction* result = call;
+  if (call->shape().IsTuple()) {
+    result = computation->AddInstruction(HloInstruction::CreateGetTupleElement(
+        call->shape().tuple_shapes(index), call, index));
+    result->set_metadata(old_value->metadata());
+  }
+  if (UpdatesSlice(old_value)) result = KeepApart(result);
+  TF_RETURN_IF_ERROR(old_value->ReplaceAllUsesWith(result));
   return computation->RemoveInstructionAndUnusedOperands(old_value);
 }
 
@@ -146,7 +180,18 @@ absl::StatusOr<HloInstruction*> Rewrite(
     }
     operands.push_back(operand);
   }
-  absl::c_copy(match.indices, std::back_inserter(operands));
+  for (HloInstruction*& operand : operands) {
+    if (IsSlice(operand)) operand = KeepApart(operand);
+  }
+  for (const SliceIndex& index : match.indices) {
+    if (const int32_t* known = std::get_if<int32_t>(&index)) {
+      operands.push_back(
+          computation->AddInstruction(HloInstruction::CreateConstant(
+              xla::LiteralUtil::CreateR0<int32_t>(*known))));
+    } else {
+      operands.push_back(std::get<HloInstruction*>(index));
+    }
+  }
   if (platform == AllReduceEpilogueFusion::Platform::kHost) {
     // XLA:CPU tells a custom-call neither its rank nor its communicator.
     const Shape id = ShapeUtil::MakeShape(xla::U32, {});
@@ -162,10 +207,14 @@ absl::StatusOr<HloInstruction*> Rewrite(
   for (const HloInstruction* result : match.results) {
     result_shapes.push_back(RowMajor(result->shape()));
   }
+  // As usual: a tuple is of more than one.
+  const Shape shape = result_shapes.size() == 1
+                          ? result_shapes[0]
+                          : ShapeUtil::MakeTupleShape(result_shapes);
   HloInstruction* call =
       computation->AddInstruction(HloInstruction::CreateCustomCall(
-          ShapeUtil::MakeTupleShape(result_shapes), operands, kCustomCallTarget,
-          operand_shapes, Attributes(match, groups),
+          shape, operands, kCustomCallTarget, operand_shapes,
+          Attributes(match, groups),
           xla::CustomCallApiVersion::API_VERSION_TYPED_FFI));
   // Profilers show the name, and tell the layer by the metadata.
   call->SetAndSanitizeName(Identifier(match.program));
@@ -175,7 +224,7 @@ absl::StatusOr<HloInstruction*> Rewrite(
   // The last goes first: what only it needed, dies with it, and so the others
   // are replaced only for readers that remain.
   for (int64_t i = match.results.size() - 1; i >= 0; --i) {
-    TF_RETURN_IF_ERROR(ReplaceByElement(match.results[i], call, i));
+    TF_RETURN_IF_ERROR(ReplaceByResult(match.results[i], call, i));
   }
   // Without SPMD partitioning, which the module's proto does not tell, XLA
   // takes an all-reduce with a channel for a side effect, and its asynchronous

@@ -129,6 +129,13 @@ class FusionTest : public ::testing::Test {
     return names;
   }
 
+  // Shapes of its results.
+  std::vector<xla::Shape> Results() const {
+    EXPECT_EQ(Calls().size(), 1);
+    const xla::Shape& shape = Calls().at(0)->shape();
+    return shape.IsTuple() ? shape.tuple_shapes() : std::vector{shape};
+  }
+
   std::string Attributes() const {
     EXPECT_EQ(Calls().size(), 1);
     return Calls().at(0)->raw_backend_config_string();
@@ -265,7 +272,7 @@ TEST_F(FusionTest, LeavesTrailingWideningAndReshapeToTheConsumer) {
     ROOT s = f32[32] reshape(w)
   )");
   ExpectFused("none");
-  EXPECT_EQ(Calls()[0]->shape().tuple_shapes(0).element_type(), xla::BF16);
+  EXPECT_EQ(Results().at(0).element_type(), xla::BF16);
   EXPECT_TRUE(Has(xla::HloOpcode::kReshape));
 }
 
@@ -614,7 +621,7 @@ TEST_F(FusionTest, SeveralReaders) {
   EXPECT_EQ(Program(),
             "x f32; v0 = sum; v1 = add v0 v0; v2 = tanh v0; out0 v0 f32; "
             "out1 v1 f32; out2 v2 f32");
-  EXPECT_EQ(Calls()[0]->shape().tuple_shapes().size(), 3);
+  EXPECT_EQ(Results().size(), 3);
 }
 
 TEST_F(FusionTest, NoMoreResultsThanFit) {
@@ -628,7 +635,7 @@ TEST_F(FusionTest, NoMoreResultsThanFit) {
     e = f32[4,8] sqrt(ar)
     ROOT out = (f32[4,8], f32[4,8], f32[4,8], f32[4,8], f32[4,8]) tuple(a, b, c, d, e)
   )");
-  EXPECT_EQ(Calls()[0]->shape().tuple_shapes().size(), 4);
+  EXPECT_EQ(Results().size(), 4);
 }
 
 TEST_F(FusionTest, NothingIsTakenInAroundACycle) {
@@ -717,7 +724,7 @@ TEST_F(FusionTest, GainInF32CastAtTheEnd) {
   EXPECT_THAT(Operands(), ElementsAre("x", "res", "g"));
   EXPECT_THAT(Program(), HasSubstr("v12 = multiply v11 v10; "
                                    "v13 = convert.bf16 v12; out0 v13 bf16"));
-  EXPECT_EQ(Calls()[0]->shape().tuple_shapes(0).element_type(), xla::BF16);
+  EXPECT_EQ(Results().at(0).element_type(), xla::BF16);
 }
 
 TEST_F(FusionTest, NormWithoutGain) {
@@ -795,6 +802,78 @@ TEST_F(FusionTest, ThreeDimensionsAndSlicedGain) {
   EXPECT_FALSE(Has(xla::HloOpcode::kDynamicSlice));
 }
 
+TEST_F(FusionTest, ParametersThatAreKeptTogether) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    stack = bf16[3,8] parameter(1)
+    part1 = bf16[1,8] slice(stack), slice={[2:3], [0:8]}
+    g1 = bf16[8] reshape(part1)
+    gb = bf16[4,8] broadcast(g1), dimensions={1}
+    h = bf16[4,8] multiply(ar, gb)
+    part2 = bf16[1,8] slice(stack), slice={[1:2], [0:8]}
+    g2 = bf16[8] reshape(part2)
+    bb = bf16[4,8] broadcast(g2), dimensions={1}
+    residuals = bf16[2,4,8] parameter(2)
+    part3 = bf16[1,4,8] slice(residuals), slice={[1:2], [0:4], [0:8]}
+    r = bf16[4,8] reshape(part3)
+    hb = bf16[4,8] add(h, bb)
+    ROOT out = bf16[4,8] add(hb, r)
+  )");
+  ExpectFused("multiply+bias+residual");
+  EXPECT_FALSE(Has(xla::HloOpcode::kSlice));
+  EXPECT_THAT(Program(), HasSubstr("in0 column bf16 slice 3 at i0; "
+                                   "in1 column bf16 slice 3 at i1; "
+                                   "in2 element bf16 slice 2 at i1"));
+  const auto operands = Calls().at(0)->operands();
+  ASSERT_EQ(operands.size(), 6);
+  EXPECT_EQ(operands[1]->name(), "stack");
+  EXPECT_EQ(operands[2]->name(), "stack");
+  EXPECT_EQ(operands[4]->literal().GetFirstElement<int32_t>(), 2);
+  EXPECT_EQ(operands[5]->literal().GetFirstElement<int32_t>(), 1);
+}
+
+TEST_F(FusionTest, OtherSlicesAreReadAsTheyAre) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    biases = bf16[24] parameter(1)
+    bias = bf16[8] slice(biases), slice={[8:16]}
+    bb = bf16[4,8] broadcast(bias), dimensions={1}
+    h = bf16[4,8] add(ar, bb)
+    wide = bf16[1,4,16] parameter(2)
+    half = bf16[1,4,8] slice(wide), slice={[0:1], [0:4], [0:8]}
+    r = bf16[4,8] reshape(half)
+    ROOT out = bf16[4,8] add(h, r)
+  )");
+  ExpectFused("bias+residual");
+  const auto operands = Calls().at(0)->operands();
+  ASSERT_EQ(operands.size(), 3);
+  for (const int i : {1, 2}) {
+    EXPECT_EQ(operands[i]->opcode(), xla::HloOpcode::kOptimizationBarrier);
+    EXPECT_EQ(operands[i]->operand(0)->opcode(), xla::HloOpcode::kSlice);
+  }
+}
+
+TEST_F(FusionTest, ResultsThatUpdateSlices) {
+  RunEntry(R"(
+    x = bf16[4,8] parameter(0)
+    ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+    res = bf16[4,8] parameter(1)
+    h = bf16[4,8] add(ar, res)
+    all = bf16[3,4,8] parameter(2)
+    i = s32[] parameter(3)
+    c0 = s32[] constant(0)
+    update = bf16[1,4,8] reshape(h)
+    updated = bf16[3,4,8] dynamic-update-slice(all, update, i, c0, c0)
+    ROOT t = (bf16[4,8], bf16[3,4,8]) tuple(h, updated)
+  )");
+  ExpectFused("residual");
+  ASSERT_EQ(Calls().at(0)->user_count(), 1);
+  EXPECT_EQ(Calls()[0]->users()[0]->opcode(),
+            xla::HloOpcode::kOptimizationBarrier);
+}
+
 TEST_F(FusionTest, PromotedNormReadsTheUnroundedSum) {
   // JAX on CPU: the norm reads the f32 sum, the rest its bf16 rounding.
   RunEntry(R"(
@@ -831,7 +910,7 @@ TEST_F(FusionTest, PromotedNormReadsTheUnroundedSum) {
   EXPECT_THAT(Program(), HasSubstr("v1 = convert.bf16 v0; v2 = in0; "
                                    "v3 = add v2 v1; v4 = convert.bf16 v3; "
                                    "v5 = multiply v3 v3"));
-  EXPECT_EQ(Calls()[0]->shape().tuple_shapes(0).element_type(), xla::BF16);
+  EXPECT_EQ(Results().at(0).element_type(), xla::BF16);
   EXPECT_THAT(Operands()[1], "res");
 }
 
@@ -1139,9 +1218,8 @@ TEST_P(NormTest, IsTakenInWhole) {
   EXPECT_THAT(report_.all_reduces[0].stopped, IsEmpty()) << report_.ToText();
   EXPECT_THAT(Program(), HasSubstr("= reduce_"));
   EXPECT_FALSE(Has(xla::HloOpcode::kReduce));
-  EXPECT_EQ(Calls()[0]->shape().tuple_shapes().size(), 1);
-  EXPECT_EQ(module_->entry_computation()->root_instruction()->opcode(),
-            xla::HloOpcode::kGetTupleElement);
+  EXPECT_EQ(Results().size(), 1);
+  EXPECT_EQ(module_->entry_computation()->root_instruction(), Calls()[0]);
 }
 
 INSTANTIATE_TEST_SUITE_P(Norms, NormTest, ::testing::ValuesIn(kNorms),

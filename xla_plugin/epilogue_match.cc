@@ -338,18 +338,46 @@ InstructionSet Dependents(HloInstruction* source) {
   return dependents;
 }
 
+// For a slice that is one of the tensors stacked in its operand, as in a scan
+// over layers, or of parameters that are kept together: which one.
+std::optional<SliceIndex> IndexOfSlice(HloInstruction* slice) {
+  SliceIndex index;
+  if (slice->opcode() == HloOpcode::kDynamicSlice) {
+    HloInstruction* start = slice->mutable_operand(1);
+    if (start->shape().element_type() != xla::S32 ||
+        !ShapeUtil::IsScalar(start->shape())) {
+      return std::nullopt;
+    }
+    index = start;
+  } else if (slice->opcode() == HloOpcode::kSlice &&
+             !slice->slice_starts().empty() &&
+             slice->slice_starts(0) <= std::numeric_limits<int32_t>::max()) {
+    index = static_cast<int32_t>(slice->slice_starts(0));
+  } else {
+    return std::nullopt;
+  }
+  const HloInstruction* stack = slice->operand(0);
+  const auto sizes = slice->shape().dimensions();
+  bool is_one = IsRowMajor(stack->shape()) && IsFloat(stack) &&
+                !sizes.empty() && sizes[0] == 1;
+  for (size_t d = 1; d < sizes.size() && is_one; ++d) {
+    is_one = sizes[d] == stack->shape().dimensions(d);
+  }
+  if (!is_one) return std::nullopt;
+  return index;
+}
+
 // A tensor that the custom-call reads, besides what is sent.
 struct Leaf {
   HloInstruction* tensor;
   Extent extent;
-  int64_t slices = 0;
-  HloInstruction* index = nullptr;
+  int64_t slices = 0;  // 0: all of it
+  SliceIndex index = 0;
 
   bool operator<(const Leaf& other) const {
     const auto key = [](const Leaf& leaf) {
-      return std::make_tuple(
-          leaf.tensor->unique_id(), leaf.extent, leaf.slices,
-          leaf.index == nullptr ? -1 : leaf.index->unique_id());
+      return std::make_tuple(leaf.tensor->unique_id(), leaf.extent, leaf.slices,
+                             leaf.index);
     };
     return key(*this) < key(other);
   }
@@ -519,24 +547,12 @@ std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
     leaf.extent = Extent::kColumn;
   }
 
-  // One of many stacked tensors, as in a scan over layers.
-  if (inner->opcode() == HloOpcode::kDynamicSlice) {
+  // One of many stacked tensors.
+  if (const std::optional<SliceIndex> index = IndexOfSlice(inner)) {
     HloInstruction* stack = inner->mutable_operand(0);
-    HloInstruction* index = inner->mutable_operand(1);
-    const auto& sizes = inner->dynamic_slice_sizes();
-    bool whole = IsRowMajor(stack->shape()) && IsFloat(stack) &&
-                 !sizes.empty() && sizes[0] == 1 &&
-                 stack->shape().dimensions(0) >= 1 &&
-                 index->shape().element_type() == xla::S32 &&
-                 ShapeUtil::IsScalar(index->shape());
-    for (size_t d = 1; d < sizes.size() && whole; ++d) {
-      whole = sizes[d] == stack->shape().dimensions(d);
-    }
-    if (whole) {
-      leaf = {stack, leaf.extent, stack->shape().dimensions(0), index};
-      if (rows() == 1 && leaf.extent == Extent::kElement) {
-        leaf.extent = Extent::kColumn;
-      }
+    leaf = {stack, leaf.extent, stack->shape().dimensions(0), *index};
+    if (rows() == 1 && leaf.extent == Extent::kElement) {
+      leaf.extent = Extent::kColumn;
     }
   }
   return leaf;
@@ -806,7 +822,7 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
   absl::flat_hash_map<const HloInstruction*, int> values;
   std::map<uint32_t, int> constants;
   std::map<Leaf, int> leaves;
-  absl::flat_hash_map<const HloInstruction*, int> indices;
+  std::map<SliceIndex, int> indices;
 
   const auto append = [&](Instruction instruction) {
     program.instructions.push_back(instruction);
@@ -836,7 +852,7 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
       operand.extent = leaf.extent;
       operand.dtype =
           ToDType(leaf.tensor->shape().element_type()).value_or(DType::kBf16);
-      if (leaf.index != nullptr) {
+      if (leaf.slices > 0) {
         const auto [index, first] =
             indices.try_emplace(leaf.index, program.indices);
         if (first) {

@@ -35,6 +35,10 @@ struct Stop {
   std::string reason;
 };
 
+// Which of several stacked tensors is read: known when the program runs, or
+// now.
+using SliceIndex = std::variant<xla::HloInstruction*, int32_t>;
+
 // What one custom-call will replace.
 struct EpilogueMatch {
   xla::HloInstruction* all_reduce = nullptr;
@@ -47,7 +51,7 @@ struct EpilogueMatch {
   xla::HloInstruction* input = nullptr;
   // As the program numbers them. It takes predicates for converted to bf16.
   std::vector<xla::HloInstruction*> operands;
-  std::vector<xla::HloInstruction*> indices;
+  std::vector<SliceIndex> indices;
   std::vector<xla::HloInstruction*> results;  // replaced by those of the call
   std::vector<Stop> stops;
 };
