@@ -5,11 +5,9 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <condition_variable>
 #include <exception>
+#include <future>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -23,30 +21,12 @@
 namespace oneshot {
 namespace {
 
-// The way back to who waits.
-class Outcome {
- public:
-  void Set(absl::Status status, bool fatal) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    status_ = std::move(status);
-    fatal_ = fatal;
-    known_.notify_one();
-  }
-  void Wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    known_.wait(lock, [&] { return status_.has_value(); });
-  }
-  const absl::Status& status() const { return *status_; }
-  bool fatal() const { return fatal_; }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable known_;
-  std::optional<absl::Status> status_;
-  bool fatal_ = false;
+struct Outcome {
+  absl::Status status;
+  bool fatal;
 };
 
-thread_local Outcome* outcome_of_this_thread = nullptr;
+thread_local std::promise<Outcome>* outcome_of_this_thread = nullptr;
 
 // A fatal message goes to all sinks before the process is ended by the thread
 // that sends it. Neither an exception nor a jump can leave this place, as the
@@ -62,9 +42,9 @@ class FatalSink : public absl::LogSink {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
-    outcome_of_this_thread->Set(
-        absl::InternalError(absl::StrCat("XLA: ", entry.text_message())),
-        /*fatal=*/true);
+    outcome_of_this_thread->set_value(
+        {absl::InternalError(absl::StrCat("XLA: ", entry.text_message())),
+         /*fatal=*/true});
     while (true) pause();
   }
 };
@@ -80,24 +60,26 @@ absl::Status GuardAgainstFatal(absl::FunctionRef<absl::Status()> work) {
     return result;
   }();
   (void)sink;
-  const auto outcome = std::make_shared<Outcome>();
-  std::thread thread([outcome, work] {
-    outcome_of_this_thread = outcome.get();
+  // Shared, as a thread that stays may still be in set_value when this function
+  // has returned.
+  const auto promise = std::make_shared<std::promise<Outcome>>();
+  std::thread thread([promise, work] {
+    outcome_of_this_thread = promise.get();
     absl::Status status;
     try {
       status = work();
     } catch (const std::exception& error) {
       status = absl::InternalError(error.what());
     }
-    outcome->Set(std::move(status), /*fatal=*/false);
+    promise->set_value({std::move(status), /*fatal=*/false});
   });
-  outcome->Wait();
-  if (outcome->fatal()) {
+  Outcome outcome = promise->get_future().get();
+  if (outcome.fatal) {
     thread.detach();
   } else {
     thread.join();
   }
-  return outcome->status();
+  return std::move(outcome.status);
 }
 
 }  // namespace oneshot
