@@ -10,7 +10,6 @@ it (process_group.py): all but the benchmarks runs, and no time says anything ab
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -34,8 +33,8 @@ EXAMPLES = MODELS.parent.parent / "docs" / "examples"
 
 # Those of the benchmark, but Oneshot says what it does.
 ARMS = bench_lib.ARMS | {"oneshot": bench_lib.ARMS["oneshot"] | {"ONESHOT_LOG": "info"}}
-# XLA makes no graphs while a profiler runs, unless asked to.
-PROFILE_GRAPHS = "--xla_enable_command_buffers_during_profiling=true"
+# Of the kernels of a graph, a profiler knows nothing but the name.
+NO_GRAPHS = "--xla_gpu_enable_command_buffer="
 
 
 def xla_flags(more: str) -> dict[str, str]:
@@ -436,7 +435,7 @@ def tools(log: Log, folder: Path) -> None:
         page = Path(scratch, "page.html")
         code, out = log.run([*python, "explain", str(hlo), "--html", str(page)])
         log.check("explain FILE", code == 0 and "4 of 4" in out and "<svg" in page.read_text())
-        for kind, flags in (("usual", ""), ("graphs", PROFILE_GRAPHS)):
+        for kind, flags in (("usual", ""), ("layers", NO_GRAPHS)):
             profile(log, folder / f"profile-{kind}", Path(scratch, kind), flags)
 
 
@@ -473,13 +472,8 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
     ends = unmodified(log, result.name, environ, *program)
     if not ends:
         return
-    modules = report.load(scratch / "dump")
-    events = []
-    for rank in range(len(ends)):
-        # Each process counts its devices from 0.
-        for event in timeline.load(scratch / "trace" / str(rank), modules):
-            own = event if len(ends) == 1 else dataclasses.replace(event, device=f"rank {rank}")
-            events.append(own)
+    traces = [scratch / "trace" / str(process) for process in range(len(ends))]
+    events = timeline.load(traces, report.load(scratch / "dump"))
     fused = [event for event in events if event.fused]
     counts = Counter((event.device, event.name, event.layer) for event in fused)
     for (device, name, layer), count in sorted(counts.items()):
@@ -490,10 +484,9 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
     if not fused:
         log.write("\n".join(sorted({f"{event.device}: {event.name}" for event in events})))
         return
-    # Of the nodes of a graph, a profiler may know nothing but the name.
     halves = {f"layer_{i}/{half}" for i in range(2) for half in ("attention", "mlp")}
     found = {event.layer for event in fused}
-    known = found <= halves | {""} if flags else found == halves
+    known = found == halves if flags else found <= halves | {""}
     log.check(f"{result.name}: the layers, {', '.join(sorted(found))}", known)
     part = timeline.excerpt(events)
     result.with_suffix(".json").write_text(timeline.to_json(part))

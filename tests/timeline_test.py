@@ -15,26 +15,42 @@ ROOT = Path(__file__).parent.parent
 EPILOGUE = "oneshot_all_reduce_residual_rms_norm"
 
 
+def profile(trace: Path, **variables: Path) -> Path:
+    """Runs a program with named layers under the profiler."""
+    program = ROOT / "docs" / "examples" / "nnx_server.py"
+    command = [sys.executable, ROOT / "tests" / "profiled.py", trace, program]
+    environ = environment(ONESHOT="1", **variables)
+    environ["XLA_FLAGS"] = environ["XLA_FLAGS"].replace("count=8", "count=2")
+    subprocess.run(command, env=environ, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    return trace
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The profile of a program with named layers, and its dump."""
     directory = tmp_path_factory.mktemp("run")
-    program = ROOT / "docs" / "examples" / "nnx_server.py"
-    command = [sys.executable, ROOT / "tests" / "profiled.py", directory / "trace", program]
-    environ = environment(ONESHOT="1", ONESHOT_DUMP_TO=directory / "dump")
-    environ["XLA_FLAGS"] = environ["XLA_FLAGS"].replace("count=8", "count=2")
-    subprocess.run(command, env=environ, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    profile(directory / "trace", ONESHOT_DUMP_TO=directory / "dump")
     return directory
 
 
 def test_layer_and_epilogue(run: Path) -> None:
-    events = timeline.load(run / "trace", report.load(run / "dump"))
+    events = timeline.load([run / "trace"], report.load(run / "dump"))
     fused = [event for event in events if event.fused]
     assert {event.device for event in fused} == {"CPU 0", "CPU 1"}
     assert all(event.name.startswith(EPILOGUE) for event in fused)
     halves = {f"layer_{i}/{half}" for i in range(2) for half in ("attention", "mlp")}
     assert {event.layer for event in fused} == halves
     assert len(events) > len(fused)
+
+
+def test_processes_have_one_clock(run: Path) -> None:
+    first = timeline.load([run / "trace"])
+    assert [event.start for event in first] == sorted(event.start for event in first)
+    with_another = timeline.load([run / "trace", profile(run / "another")])
+    devices = [event.device for event in with_another]
+    # The other ran when the first had ended.
+    assert set(devices[: len(first)]) == {"0: CPU 0", "0: CPU 1"}
+    assert set(devices[len(first) :]) == {"1: CPU 0", "1: CPU 1"}
 
 
 def test_command_line(run: Path) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of some consecutive fused calls, and of what runs between them, from a profile.
 
-python -m oneshot.bench.timeline TRACE [--dump DIR] [--json layer.json] >timeline.svg
+python -m oneshot.bench.timeline TRACE... [--dump DIR] [--json layer.json] >timeline.svg
 
-TRACE is the directory that `jax.profiler.trace` has written, or a file that --json has. DIR is what
-ONESHOT_DUMP_TO named: it says the layers where the profile does not, as on CPU.
+TRACE is the directory that `jax.profiler.trace` has written, or a file that --json has; of several
+processes of a machine, give each one's directory. DIR is what ONESHOT_DUMP_TO named: it says the
+layers where the profile does not, as on CPU.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -62,19 +63,17 @@ class Event:
         return report.scopes(self.op_name) or self.op_name
 
 
-def load(directory: Path, modules: Iterable[report.Module] = ()) -> list[Event]:
+def load(directories: Sequence[Path], modules: Iterable[report.Module] = ()) -> list[Event]:
     """Reads what has run on the devices, by start.
 
     Args:
-      directory: what `jax.profiler.trace` has written; the newest profile counts.
+      directories: what `jax.profiler.trace` has written, in each process; the newest profile
+        counts. Devices of several processes are called "0: GPU 0", "1: GPU 0" and so on.
       modules: reports, for the layers of fused calls that the profile does not know.
 
     Raises:
       FileNotFoundError: there is no profile.
     """
-    files = sorted(directory.rglob("*.xplane.pb"))
-    if not files:
-        raise FileNotFoundError(f"{directory} has no profile")
     sites = {
         (module.module, site.custom_call): site.site
         for module in modules
@@ -83,15 +82,35 @@ def load(directory: Path, modules: Iterable[report.Module] = ()) -> list[Event]:
     with warnings.catch_warnings():
         # About how ProfileData is bound to C++.
         warnings.simplefilter("ignore", DeprecationWarning)
-        events = [_event(*found, sites) for found in _on_devices(files[-1])]
+        profiles = [_newest(directory) for directory in directories]
+        first = min(map(_start, profiles))
+        events = []
+        for process, profile in enumerate(profiles):
+            prefix = f"{process}: " if len(profiles) > 1 else ""
+            later = (_start(profile) - first) / 1e3
+            for device, event, stats in _on_devices(profile):
+                events.append(_event(prefix + device, later, event, stats, sites))
     return sorted(events, key=lambda event: event.start)
 
 
-def _on_devices(file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Device, event and its statistics: kernels of GPUs, and HLO instructions of CPUs."""
+def _newest(directory: Path) -> Any:
     from jax.profiler import ProfileData
 
-    for plane in ProfileData.from_file(str(file)).planes:
+    files = sorted(directory.rglob("*.xplane.pb"))
+    if not files:
+        raise FileNotFoundError(f"{directory} has no profile")
+    return ProfileData.from_file(str(files[-1]))
+
+
+def _start(profile: Any) -> int:
+    """When the profile began, in nanoseconds since 1970: its events count from there."""
+    task = next((plane for plane in profile.planes if plane.name == "Task Environment"), None)
+    return dict(task.stats).get("profile_start_time", 0) if task else 0
+
+
+def _on_devices(profile: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Device, event and its statistics: kernels of GPUs, and HLO instructions of CPUs."""
+    for plane in profile.planes:
         gpu = re.fullmatch(r"/device:(GPU:\d+)", plane.name)
         for line in plane.lines:
             if gpu and not line.name.startswith("Stream"):
@@ -104,11 +123,12 @@ def _on_devices(file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
                     yield f"CPU {stats['device_ordinal']}", event, stats
 
 
-def _event(device: str, event: Any, stats: dict[str, Any], sites: dict) -> Event:
+def _event(device: str, later: float, event: Any, stats: dict[str, Any], sites: dict) -> Event:
     site = sites.get((stats.get("hlo_module"), stats.get("hlo_op")))
     places = (re.search(r"jit\(.*", str(value)) for value in stats.values())
     op_name = site or next((place[0] for place in places if place), "")
-    return Event(device, event.name, event.start_ns / 1e3, event.duration_ns / 1e3, op_name)
+    start = later + event.start_ns / 1e3
+    return Event(device, event.name, start, event.duration_ns / 1e3, op_name)
 
 
 def excerpt(events: list[Event], calls: int = CALLS) -> list[Event]:
@@ -230,16 +250,16 @@ def _axis(scale: float, end: float) -> Iterator[str]:
 def main() -> None:
     """Writes the picture to stdout."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trace", type=Path)
+    parser.add_argument("traces", type=Path, nargs="+", metavar="trace")
     parser.add_argument("--dump", type=Path, help="what ONESHOT_DUMP_TO named")
     parser.add_argument("--json", type=Path, help="file for the events of the picture")
     arguments = parser.parse_args()
     try:
-        if arguments.trace.is_file():
-            events = from_json(arguments.trace.read_text())
+        if arguments.traces[0].is_file():
+            events = from_json(arguments.traces[0].read_text())
         else:
             modules = report.load(arguments.dump) if arguments.dump else ()
-            events = excerpt(load(arguments.trace, modules))
+            events = excerpt(load(arguments.traces, modules))
     except (OSError, ValueError) as error:
         sys.exit(f"oneshot: {error}")
     if arguments.json:
