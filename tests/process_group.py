@@ -5,6 +5,10 @@ Processes that share a GPU run on it side by side, if CUDA's Multi-Process Servi
 of different ranks meet as they do on as many GPUs, over memory instead of NVLink. Without it they
 take turns of some milliseconds, so an all-reduce takes that long; what it computes is the same.
 
+A kernel that waits keeps its place on the GPU. So side by side there has to be place for all ranks
+but one to wait, and on some multiprocessor for any kernel of XLA's that the last one runs before
+it joins them: a program with larger all-reduces may wait for ever.
+
   python process_group.py PROGRAM [ARGUMENT...]
 
 runs a program as a part of the group that it was started for, if it was started for one.
@@ -51,6 +55,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+def sharers() -> int:
+    """How many processes of the group have this process's GPU."""
+    return int(os.environ[_VARIABLE].split()[0]) if _VARIABLE in os.environ else 1
 
 
 @contextlib.contextmanager
@@ -101,7 +110,7 @@ def started(
         for rank, gpus in enumerate(layout):
             own = {}
             if len(layout) > 1:
-                own[_VARIABLE] = f"{port} {len(layout)} {rank} {','.join(map(str, gpus))}"
+                own[_VARIABLE] = f"{most} {port} {len(layout)} {rank} {','.join(map(str, gpus))}"
                 own["TF_CPP_MIN_LOG_LEVEL"] = "2"  # whoever ends last misses the others
             if most > 1:
                 own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.8 / most:.2f}"
@@ -126,7 +135,7 @@ def join() -> None:
         return
     import jax
 
-    port, count, rank, gpus = os.environ[_VARIABLE].split()
+    _, port, count, rank, gpus = os.environ[_VARIABLE].split()
     jax.distributed.initialize(
         f"localhost:{port}",
         int(count),

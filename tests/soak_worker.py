@@ -32,6 +32,9 @@ from jax.sharding import PartitionSpec as P
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
 LEAST = 8  # with this many, one has a collective over a single device
 MOST_BYTES = 1 << 20
+# A block of a kernel has 128 threads of 16 bytes each; where ranks share a GPU, the blocks of all of
+# them together are no more than it has multiprocessors.
+BLOCK_BYTES, PLACES = 2048, 128
 LATE_S = 0.2  # on average, where a rank is late
 # Of the type of the result: XLA's reciprocal square root and division are not those of NVRTC, and
 # what is rounded twice may fall to the other side twice.
@@ -101,6 +104,9 @@ def program(chance: random.Random) -> tuple[str, Callable[[jax.Array], tuple], i
     dtype = jnp.dtype(DTYPES[chance.choice(list(DTYPES))])
     hidden = chance.choice([chance.randint(2, 2000), 128 * chance.randint(1, 64)])
     most = min(128, MOST_BYTES // hidden // dtype.itemsize)
+    if process_group.sharers() > 1:
+        blocks = -(-hidden * dtype.itemsize // BLOCK_BYTES)  # of a row
+        most = min(most, max(1, PLACES // process_group.sharers() // blocks))
     shape = (int(most ** chance.random()), hidden)
     kind = chance.choice(list(EPILOGUES))
     exact = "Norm" not in kind
