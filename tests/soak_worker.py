@@ -32,8 +32,8 @@ from jax.sharding import PartitionSpec as P
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
 LEAST = 8  # with this many, one has a collective over a single device
 MOST_BYTES = 1 << 20
-# A block of a kernel has 128 threads of 16 bytes each; where ranks share a GPU, the blocks of all of
-# them together are no more than it has multiprocessors.
+# A block of a kernel has 128 threads of 16 bytes each. Where ranks share a GPU, the blocks of all
+# of them together are no more than it has multiprocessors.
 BLOCK_BYTES, PLACES = 2048, 128
 LATE_S = 0.2  # on average, where a rank is late
 # Of the type of the result: XLA's reciprocal square root and division are not those of NVRTC, and
