@@ -81,3 +81,14 @@ def test_excerpt_is_the_densest_part() -> None:
     assert timeline.from_json(timeline.to_json(found)) == sorted(found, key=found.index)
     with pytest.raises(ValueError, match="1 fused calls on a device, 3 are needed"):
         timeline.excerpt(fused[:1])
+
+
+def test_excerpt_is_not_where_a_device_waits() -> None:
+    def call(device: str, start: float, end: float) -> timeline.Event:
+        return timeline.Event(device, EPILOGUE, start, end - start)
+
+    punctual = [call("GPU 0", start, start + 2) for start in (500, 505, 510, 900, 910, 920)]
+    waiting = [call("GPU 1", 0, 502), call("GPU 1", 504, 507), call("GPU 1", 509, 512)]
+    soon = [call("GPU 1", start - 1, start + 2) for start in (900, 910, 920)]
+    found = timeline.excerpt([*punctual, *waiting, *soon])
+    assert [e.end for e in found] == [3, 13, 23] * 2

@@ -9,6 +9,7 @@ layers where the profile does not, as on CPU.
 """
 
 import argparse
+import bisect
 import dataclasses
 import json
 import re
@@ -134,17 +135,30 @@ def _event(device: str, later: float, event: Any, stats: dict[str, Any], sites: 
 def excerpt(events: list[Event], calls: int = CALLS) -> list[Event]:
     """What runs from the first to the last of some fused calls: those that are closest together.
 
+    No device waits long for another there: a call that does is as long as its wait.
+
     Raises:
       ValueError: there are fewer fused calls on a device.
     """
-    fused = next(iter(_fused(events).values()), [])
+    devices = list(_fused(events).values())
+    fused = devices[0] if devices else []
     if len(fused) < calls:
         raise ValueError(f"{len(fused)} fused calls on a device, {calls} are needed")
     runs = [fused[i : i + calls] for i in range(len(fused) - calls + 1)]
-    first, *_, last = min(runs, key=lambda run: run[-1].end - run[0].start)
+    first, *_, last = min(runs, key=lambda run: _length(run, devices))
     window = [event for event in events if event.end > first.start and event.start < last.end]
     origin = min(event.start for event in window)
     return [dataclasses.replace(event, start=event.start - origin) for event in window]
+
+
+def _length(run: list[Event], devices: list[list[Event]]) -> float:
+    """From the first start to the last end of all devices' fused calls that overlap a run."""
+    begin, end = run[0].start, run[-1].end
+    met = []
+    for calls in devices:
+        low = bisect.bisect_right(calls, begin, key=lambda call: call.end)
+        met += calls[low : bisect.bisect_left(calls, end, key=lambda call: call.start)]
+    return max(call.end for call in met) - min(call.start for call in met)
 
 
 def _fused(events: list[Event]) -> dict[str, list[Event]]:
