@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What `python -m oneshot doctor` says about the GPUs: which there are, and how
-// fast each reaches each other. Runs in a process of its own, since it makes a
-// context on every device.
+// fast each reaches each other and, to compare, itself. Runs in a process of
+// its own, since it makes a context on every device.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -93,11 +93,12 @@ class Link {
 };
 
 std::string LinkJson(int from, int to) {
-  int peer = 0;
-  cudaError_t status = cudaDeviceCanAccessPeer(&peer, from, to);
+  int peer = from == to;
+  cudaError_t status = cudaSuccess;
+  if (!peer) status = cudaDeviceCanAccessPeer(&peer, from, to);
   double latency = 0;
   double bandwidth = 0;
-  if (status == cudaSuccess && peer) {
+  if (status == cudaSuccess && peer && from != to) {
     const DeviceGuard guard(from);
     status = cudaDeviceEnablePeerAccess(to, 0);
     if (status == cudaErrorPeerAccessAlreadyEnabled) {
@@ -152,7 +153,7 @@ std::string Doctor() {
                "\",\"bytes\":" + std::to_string(properties.totalGlobalMem) +
                "}";
     for (int j = 0; j < count; ++j) {
-      if (i != j) links += (links.empty() ? "" : ",") + LinkJson(i, j);
+      links += (links.empty() ? "" : ",") + LinkJson(i, j);
     }
   }
   return "{\"driver\":" + std::to_string(driver) +
@@ -165,8 +166,8 @@ std::string Doctor() {
 }  // namespace oneshot
 
 // A JSON object, malloc'ed; null when there is no memory for it. CUDA versions
-// are 1000 * major + 10 * minor. Links go from one device to another, in both
-// directions; `error` is empty where all is well.
+// are 1000 * major + 10 * minor. Links go from each device to each, itself too;
+// `error` is empty where all is well.
 ONESHOT_EXPORT char* oneshot_gpu_doctor() {
   return strdup(oneshot::Doctor().c_str());
 }

@@ -19,6 +19,7 @@ from oneshot import __main__ as command_line
 from oneshot import config, doctor, explanation, xla_wheel
 
 LINK = {"peer_access": True, "microseconds": 1.87, "gigabytes_per_second": 391.2, "error": ""}
+OWN = LINK | {"microseconds": 1.22, "gigabytes_per_second": 2101.0}
 DEVICE = {"name": "NVIDIA H200", "compute_capability": "9.0", "bytes": 150 << 30}
 TWO_GPUS = {
     "driver": 13010,
@@ -26,7 +27,12 @@ TWO_GPUS = {
     "error": "",
     "why_not": "",
     "devices": [DEVICE, DEVICE],
-    "links": [{"from": 0, "to": 1} | LINK, {"from": 1, "to": 0} | LINK],
+    "links": [
+        {"from": 0, "to": 0} | OWN,
+        {"from": 0, "to": 1} | LINK,
+        {"from": 1, "to": 0} | LINK,
+        {"from": 1, "to": 1} | OWN,
+    ],
 }
 
 
@@ -75,9 +81,19 @@ def test_healthy(healthy: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     assert "1: NVIDIA H200, compute capability 9.0, 150 GiB" in out
     table = [line.split() for line in out.splitlines() if line.strip().startswith("from ")]
     assert table == [
-        *(["from", "0", "1.9"], ["from", "1", "1.9"]),
-        *(["from", "0", "391"], ["from", "1", "391"]),
+        *(["from", "0", "1.2", "1.9"], ["from", "1", "1.9", "1.2"]),
+        *(["from", "0", "2101", "391"], ["from", "1", "391", "2101"]),
     ]
+
+
+def test_one_gpu(healthy: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"devices": [DEVICE], "links": TWO_GPUS["links"][:1], "why_not": "fewer than two"}
+    healthy.setattr(doctor, "gpu_facts", lambda: TWO_GPUS | one)
+    assert command_line.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "the GPU reaches its own memory" in out
+    table = [line.split() for line in out.splitlines() if line.strip().startswith("from ")]
+    assert table == [["from", "0", "1.2"], ["from", "0", "2101"]]
 
 
 def without(name: str) -> Any:

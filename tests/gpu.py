@@ -413,13 +413,18 @@ def tools(log: Log, folder: Path) -> None:
     """
     python = [sys.executable, "-m", "oneshot"]
     code, out = log.run([*python, "doctor"], {"ONESHOT": "1"})
-    alone = process_group.count_gpus() == 1
+    gpus = process_group.count_gpus()
+    alone = gpus == 1
     log.check("doctor", ("fewer than two GPUs" if alone else "all is well") in out)
     log.check("doctor's exit code", code == alone)
     code, out = log.run([*python, "doctor", "--json"], {"ONESHOT": "1"})
     # Libraries may print before and after it.
     found = json.loads(out[out.index("{") : out.rindex("}") + 1])
     log.check("doctor --json", code == alone and found["ok"] != alone)
+    checks = {check["name"]: check for check in found["checks"]}
+    if checks["GPU"]["status"] != "note":  # not emulated
+        times = [link["microseconds"] for link in checks["links"]["data"] if not link["error"]]
+        log.check(f"doctor's links: {times} us", len(times) == gpus**2 and min(times) > 0)
     with tempfile.TemporaryDirectory() as scratch:
         explain = Path(scratch, "explain.py")
         explain.write_text(EXPLAIN)

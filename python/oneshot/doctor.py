@@ -297,7 +297,8 @@ def _links(links: list[dict[str, Any]], count: int) -> Check:
         parts = [f"no peer access from {', '.join(names)}"] if names else []
         advice = "NVLink, or a PCIe system without ACS; in a container: all GPUs in one"
         return Check("links", PROBLEM, "; ".join([*parts, *errors]), advice, tuple(lines), links)
-    return Check("links", OK, "each GPU reaches each other", lines=tuple(lines), data=links)
+    text = "each GPU reaches each other" if count > 1 else "the GPU reaches its own memory"
+    return Check("links", OK, text, lines=tuple(lines), data=links)
 
 
 def _nvrtc(has_driver: bool) -> Iterator[Check]:
