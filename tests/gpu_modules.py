@@ -8,6 +8,7 @@ them. The compiler comes with JAX's plugin, and needs no GPU, only to be told of
 """
 
 import functools
+import math
 import os
 import re
 import tempfile
@@ -398,10 +399,15 @@ def mesh() -> Mesh:
     """Of the devices of `use`, otherwise of GPUs that are not there, to compile for only."""
     if _devices:
         return Mesh(np.array(_devices), ("model",), axis_types=(AxisType.Auto,))
+    return absent((RANKS,), ("model",))
+
+
+def absent(shape: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:
+    """A mesh of GPUs that are not there."""
     topology = topologies.get_topology_desc(
-        platform="cuda", topology=f"1x1x{RANKS}", target_config=TARGET
+        platform="cuda", topology=f"1x1x{math.prod(shape)}", target_config=TARGET
     )
-    return topologies.make_mesh(topology, (RANKS,), ("model",))
+    return topologies.make_mesh(topology, shape, axes)
 
 
 def operands(program: Program, array: Callable[..., Any]) -> Operands:

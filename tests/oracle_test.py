@@ -349,39 +349,43 @@ class Maker:
         return lax.scan(step, start, jnp.arange(STEPS, dtype=jnp.int32))[1]
 
 
+def batch(
+    seeds: Iterable[int], mesh: Mesh, shaken: bool = False
+) -> Callable[..., list[list[jax.Array]]]:
+    """Programs as one: of the number of each rank and of `UNKNOWN`, to the outputs of all ranks."""
+
+    def run(ranks: jax.Array, unknown: jax.Array) -> list[list[jax.Array]]:
+        makers = [Maker(seed, mesh, unknown, shaken) for seed in seeds]
+
+        @functools.partial(
+            jax.shard_map,
+            mesh=mesh,
+            in_specs=(P(("a", "b")), P()),
+            out_specs=P(("a", "b")),
+            check_vma=False,
+        )
+        def local(ranks: jax.Array, unknown: jax.Array) -> list[list[jax.Array]]:
+            outputs = []
+            for maker in makers:
+                if maker.by_rank:
+                    maker.unknown = unknown
+                    outputs.append([out[None] for out in maker.make(ranks[0])])
+            return outputs
+
+        by_rank = iter(local(ranks, unknown))
+        zero = jnp.int32(0)
+        return [next(by_rank) if maker.by_rank else maker.make(zero) for maker in makers]
+
+    return run
+
+
 def run_programs(seeds: list[int], shaken: bool) -> list[list[np.ndarray]]:
     """Outputs of all ranks of each program."""
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
     results = []
     for start in range(0, len(seeds), BATCH):
-
-        def batch(
-            ranks: jax.Array,
-            unknown: jax.Array,
-            batch: Iterable[int] = seeds[start : start + BATCH],
-        ) -> list[list[jax.Array]]:
-            makers = [Maker(seed, mesh, unknown, shaken) for seed in batch]
-
-            @functools.partial(
-                jax.shard_map,
-                mesh=mesh,
-                in_specs=(P(("a", "b")), P()),
-                out_specs=P(("a", "b")),
-                check_vma=False,
-            )
-            def local(ranks: jax.Array, unknown: jax.Array) -> list[list[jax.Array]]:
-                outputs = []
-                for maker in makers:
-                    if maker.by_rank:
-                        maker.unknown = unknown
-                        outputs.append([out[None] for out in maker.make(ranks[0])])
-                return outputs
-
-            by_rank = iter(local(ranks, unknown))
-            zero = jnp.int32(0)
-            return [next(by_rank) if maker.by_rank else maker.make(zero) for maker in makers]
-
-        outputs = jax.jit(batch)(np.arange(8, dtype=np.int32), UNKNOWN.astype(np.float32))
+        run = batch(seeds[start : start + BATCH], mesh, shaken)
+        outputs = jax.jit(run)(np.arange(8, dtype=np.int32), UNKNOWN.astype(np.float32))
         results += [[np.asarray(out) for out in outs] for outs in outputs]
     return results
 
