@@ -26,7 +26,7 @@ PREFIX = "oneshot_all_reduce"
 """How the names of fused calls start, of HLO instructions as of kernels; the epilogue follows."""
 
 CALLS = 3
-WIDTH, LEFT, TOP, ROW, BAR = 960, 60, 34, 44, 26
+WIDTH, LEFT, TOP, ROW, BAR = 960, 72, 34, 44, 26
 FUSED, OTHER = "#2f6f4f", "#cbd2d9"
 
 
