@@ -191,11 +191,20 @@ __device__ __forceinline__ Pair Decode(uint32_t word, uint32_t second = 0) {
   return pair;
 }
 
-// To one of the narrow types, to nearest even.
+template <DType kType>
+__device__ __forceinline__ uint32_t EncodeByte(float value) {
+  return kType == kS8       ? EncodeS8(value)
+         : kType == kF8E5M2 ? EncodeF8E5M2(__float_as_uint(value))
+                            : EncodeF8E4M3FN(__float_as_uint(value));
+}
+
+// To one of the narrow types, to nearest even, but for integers.
 template <DType kType>
 __device__ __forceinline__ uint32_t Encode(Pair pair) {
   uint32_t word;
-  if (kType == kBf16) {
+  if (kType == kF8E4M3FN || kType == kF8E5M2 || kType == kS8) {
+    word = EncodeByte<kType>(pair.a) | EncodeByte<kType>(pair.b) << 8;
+  } else if (kType == kBf16) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
         : "=r"(word)
         : "f"(pair.b), "f"(pair.a));
@@ -357,21 +366,28 @@ __device__ __forceinline__ Place Locate(int tile, int p) {
   return place;
 }
 
+template <DType kType>
+constexpr int kBytes = kType == kF32                     ? 4
+                       : kType == kBf16 || kType == kF16 ? 2
+                                                         : 1;
+
 // kElements of a type as they lie in memory.
 template <DType kType>
 struct Raw {
-  static constexpr int kWords = kType == kF32 ? kElements : kPairs;
+  static constexpr int kWords = kElements * kBytes<kType> / 4;
   uint32_t words[kWords];
 
   __device__ __forceinline__ static Raw From(const Pair (&values)[kPairs]) {
-    Raw raw;
+    Raw raw = {};
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      if constexpr (kType == kF32) {
+      if constexpr (kBytes<kType> == 4) {
         raw.words[2 * i] = __float_as_uint(values[i].a);
         raw.words[2 * i + 1] = __float_as_uint(values[i].b);
-      } else {
+      } else if constexpr (kBytes<kType> == 2) {
         raw.words[i] = Encode<kType>(values[i]);
+      } else {
+        raw.words[i / 2] |= Encode<kType>(values[i]) << i % 2 * 16;
       }
     }
     return raw;
@@ -393,7 +409,7 @@ __device__ __forceinline__ Raw<kType> Load(const void* data, int index,
   Raw<kType> raw = {};
   if (count == 0) return raw;
   const char* source = static_cast<const char*>(data) +
-                       static_cast<int64_t>(index) * (kType == kF32 ? 4 : 2);
+                       static_cast<int64_t>(index) * kBytes<kType>;
   if constexpr (kWide && Raw<kType>::kWords >= 4) {
 #pragma unroll
     for (int i = 0; i < Raw<kType>::kWords; i += 4) {
@@ -431,11 +447,14 @@ __device__ __forceinline__ float LoadOne(const void* data, int index) {
 
 template <DType kType>
 __device__ __forceinline__ void StoreOne(void* data, int index, float value) {
-  if (kType == kF32) {
+  if constexpr (kBytes<kType> == 4) {
     static_cast<float*>(data)[index] = value;
-  } else {
+  } else if constexpr (kBytes<kType> == 2) {
     static_cast<uint16_t*>(data)[index] =
         static_cast<uint16_t>(Encode<kType>(Pair(value)));
+  } else {
+    static_cast<unsigned char*>(data)[index] =
+        static_cast<unsigned char>(EncodeByte<kType>(value));
   }
 }
 
@@ -446,24 +465,29 @@ __device__ __forceinline__ void Store(void* data, const Place& place,
   const Raw<kType> raw = Raw<kType>::From(values);
   const auto& words = raw.words;
   char* target = static_cast<char*>(data) +
-                 static_cast<int64_t>(place.index()) * (kType == kF32 ? 4 : 2);
+                 static_cast<int64_t>(place.index()) * kBytes<kType>;
   if constexpr (kWide && Raw<kType>::kWords >= 4) {
 #pragma unroll
     for (int i = 0; i < Raw<kType>::kWords; i += 4) {
       *reinterpret_cast<uint4*>(target + 4 * i) =
           make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
     }
-  } else if constexpr (kWide) {
+  } else if constexpr (kWide && Raw<kType>::kWords == 2) {
     *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
+  } else if constexpr (kWide) {
+    *reinterpret_cast<uint32_t*>(target) = words[0];
   } else {
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
       if (i >= place.count) break;
-      if constexpr (kType == kF32) {
+      if constexpr (kBytes<kType> == 4) {
         reinterpret_cast<uint32_t*>(target)[i] = words[i];
-      } else {
+      } else if constexpr (kBytes<kType> == 2) {
         reinterpret_cast<uint16_t*>(target)[i] =
             static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+      } else {
+        reinterpret_cast<unsigned char*>(target)[i] =
+            static_cast<unsigned char>(words[i / 4] >> i % 4 * 8);
       }
     }
   }

@@ -32,6 +32,12 @@ ffi::DataType ToFfi(DType dtype) {
       return ffi::DataType::BF16;
     case DType::kF16:
       return ffi::DataType::F16;
+    case DType::kF8E4M3FN:
+      return ffi::DataType::F8E4M3FN;
+    case DType::kF8E5M2:
+      return ffi::DataType::F8E5M2;
+    case DType::kS8:
+      return ffi::DataType::S8;
   }
   return ffi::DataType::INVALID;
 }

@@ -93,7 +93,8 @@ static_assert(IsIndexedByOp());
 
 const OpTraits& Traits(Op op) { return kOps[static_cast<int>(op)]; }
 
-constexpr const char* kDTypeNames[] = {"f32", "bf16", "f16"};
+constexpr const char* kDTypeNames[] = {"f32",      "bf16",   "f16",
+                                       "f8e4m3fn", "f8e5m2", "s8"};
 constexpr const char* kExtentNames[] = {"scalar", "row", "column", "element"};
 
 std::string Name(DType dtype) { return kDTypeNames[static_cast<int>(dtype)]; }
@@ -372,6 +373,10 @@ std::string CheckOperands(const EpilogueProgram& program) {
   }
   for (int i = 0; i < size; ++i) {
     const Operand& operand = program.operands[i];
+    if (IsQuantized(operand.dtype)) {
+      return Numbered("in", i) + ": " + Name(operand.dtype) +
+             " is for results only";
+    }
     const bool sliced = operand.slices != 0;
     if (operand.slices < 0 ||
         (sliced ? operand.index < 0 || operand.index >= program.indices
@@ -421,6 +426,7 @@ std::string CheckReferences(const EpilogueProgram& program, int index) {
 std::string CheckTypes(const EpilogueProgram& program, const Analysis& analysis,
                        int index) {
   const Instruction& v = program.instructions[index];
+  if (IsQuantized(v.round)) return Name(v.round) + " is for results only";
   const Takes takes = Traits(v.op).takes;
   for (int i = 0; i < Arity(v.op); ++i) {
     if (takes == Takes::kEither) continue;
@@ -500,6 +506,9 @@ class Describer {
       } else {
         add(oneshot::Name(v.op), /*once=*/true);
       }
+    }
+    for (const Result& result : program_.results) {
+      if (IsQuantized(result.dtype)) add(Name(result.dtype), /*once=*/true);
     }
     std::string description;
     for (const std::string& name : names) {
@@ -687,6 +696,7 @@ Analysis Analyze(const EpilogueProgram& program) {
 std::string Validate(const EpilogueProgram& program) {
   const auto size = static_cast<int>(program.instructions.size());
   if (size == 0) return "no instructions";
+  if (IsQuantized(program.x)) return Name(program.x) + " is for results only";
   if (size > kMaxInstructions) {
     return std::to_string(size) + " instructions, the limit is " +
            std::to_string(kMaxInstructions);

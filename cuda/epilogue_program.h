@@ -23,7 +23,8 @@
 //   v4 = multiply v3 v3         no suffix: float32, not rounded
 //   v5 = reduce_sum v4          along the row
 //   v6 = constant 0x1p-13
-//   out0 v3 bf16                a result and the type it is stored in
+//   out0 v3 bf16                a result and the type it is stored in, which
+//                               may also be f8e4m3fn, f8e5m2 or s8
 #ifndef ONESHOT_CUDA_EPILOGUE_PROGRAM_H_
 #define ONESHOT_CUDA_EPILOGUE_PROGRAM_H_
 

@@ -54,7 +54,8 @@ EpilogueProgram WithBody(const std::string& operands, const std::string& body) {
 
 TEST(EpilogueProgramTest, TextRoundTrips) {
   for (const char* text :
-       {"x f32; v0 = sum; out0 v0 f32", kRmsNorm, kEveryKindOfStatement}) {
+       {"x f32; v0 = sum; out0 v0 f32", kRmsNorm, kEveryKindOfStatement,
+        "x f32; v0 = sum; out0 v0 f8e4m3fn; out1 v0 f8e5m2; out2 v0 s8"}) {
     const EpilogueProgram program = Parsed(text);
     EXPECT_EQ(ToText(program), text);
     EXPECT_TRUE(Parsed(ToText(program)) == program);
@@ -256,6 +257,14 @@ TEST(EpilogueProgramTest, RefusesWhatIsNotAProgram) {
   expect("x f32; v0 = sum; v1 = eq v0 v0; out0 v1 f32", "out0: v1 is a pred");
   expect("x f32; v0 = sum; v1 = constant 0x1p+0; out0 v1 f32",
          "out0: v1 is a scalar value");
+  // One byte is enough for a result only.
+  expect("x s8; v0 = sum; out0 v0 f32", "s8 is for results only");
+  expect("x f32; v0 = sum; v1 = convert.f8e5m2 v0; out0 v1 f32",
+         "v1: f8e5m2 is for results only");
+  expect(
+      "x f32; in0 row f8e4m3fn; v0 = sum; v1 = in0; v2 = add v0 v1; "
+      "out0 v2 f32",
+      "in0: f8e4m3fn is for results only");
   expect("x f32; in0 column f32; v0 = sum; v1 = in0; out0 v1 f32",
          "out0: v1 is a column value");
 }
@@ -414,6 +423,7 @@ TEST(EpilogueProgramTest, DescribesOtherOperationsByTheirNames) {
                               "v5 = divide v3 v4")),
             "row_max+subtract+exp+row_sum+divide");
   EXPECT_EQ(Describe(WithBody("", "v1 = reduce_min v0")), "row_min");
+  EXPECT_EQ(Describe(Parsed("x f32; v0 = sum; out0 v0 f32; out1 v0 s8")), "s8");
 }
 
 TEST(EpilogueProgramTest, DescribesNorms) {

@@ -1,26 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The three element types of the product and their conversions from and to
-// float32, rounding to nearest even, by integer arithmetic. A NaN becomes the
-// one that the conversion instructions of GPUs make.
+// The element types of the product and their conversions from and to float32,
+// rounding to nearest even, by integer arithmetic. A NaN becomes the one that
+// the conversion instructions of GPUs make.
 #ifndef ONESHOT_CUDA_FLOAT_FORMATS_H_
 #define ONESHOT_CUDA_FLOAT_FORMATS_H_
 
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__  // tests make and look at data on devices
-#define ONESHOT_HOST_DEVICE __host__ __device__ inline
-#else
-#define ONESHOT_HOST_DEVICE inline
-#endif
+#include "cuda/quantized_formats.h"
 
 namespace oneshot {
 
-enum class DType : uint8_t { kF32, kBf16, kF16 };
+enum class DType : uint8_t {
+  kF32,
+  kBf16,
+  kF16,
+  // Of results only.
+  kF8E4M3FN,
+  kF8E5M2,
+  kS8,
+};
+
+ONESHOT_HOST_DEVICE constexpr bool IsQuantized(DType dtype) {
+  return dtype >= DType::kF8E4M3FN;
+}
 
 ONESHOT_HOST_DEVICE constexpr int ByteWidth(DType dtype) {
-  return dtype == DType::kF32 ? 4 : 2;
+  return dtype == DType::kF32 ? 4 : IsQuantized(dtype) ? 1 : 2;
 }
 
 ONESHOT_HOST_DEVICE uint32_t Bits(float value) {
@@ -76,17 +84,26 @@ ONESHOT_HOST_DEVICE float DecodeF16(uint16_t bits) {
   return FromBits(sign | ((magnitude << 13) + (112u << 23)));
 }
 
-// The nearest value of `dtype`, as a float32.
+ONESHOT_HOST_DEVICE float DecodeF8E4M3FN(uint8_t bits) {
+  const int exponent = bits >> 3 & 15;
+  const int fraction = bits & 7;
+  if ((bits & 0x7F) == 0x7F) return FromBits(0x7FFFFFFFu);
+  const float magnitude =
+      exponent == 0 ? static_cast<float>(fraction) * 0x1p-9f
+                    : FromBits(static_cast<uint32_t>(exponent + 120) << 23 |
+                               static_cast<uint32_t>(fraction) << 20);
+  return (bits & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+ONESHOT_HOST_DEVICE float DecodeF8E5M2(uint8_t bits) {
+  return DecodeF16(static_cast<uint16_t>(bits << 8));
+}
+
+// The nearest value of a type that is computed in, as a float32.
 ONESHOT_HOST_DEVICE float RoundTo(DType dtype, float value) {
-  switch (dtype) {
-    case DType::kBf16:
-      return DecodeBf16(EncodeBf16(value));
-    case DType::kF16:
-      return DecodeF16(EncodeF16(value));
-    case DType::kF32:
-      return value;
-  }
-  return value;
+  return dtype == DType::kBf16  ? DecodeBf16(EncodeBf16(value))
+         : dtype == DType::kF16 ? DecodeF16(EncodeF16(value))
+                                : value;
 }
 
 }  // namespace oneshot

@@ -90,5 +90,76 @@ TEST(FloatFormatsTest, TiesGoToEven) {
   EXPECT_EQ(RoundTo(DType::kF32, 0.1f), 0.1f);
 }
 
+// Every value that lies half way between two neighbours of a type of one byte,
+// and the next float32 on either side.
+template <typename Encode, typename Decode>
+void ExpectNearest(Encode encode, Decode decode, int largest) {
+  for (int code = 0; code < largest; ++code) {
+    const float low = decode(static_cast<uint8_t>(code));
+    const float high = decode(static_cast<uint8_t>(code + 1));
+    ASSERT_LT(low, high);
+    const uint32_t middle = Bits((low + high) / 2);
+    const int even = code % 2 == 0 ? code : code + 1;
+    for (const uint32_t sign : {0u, 0x80u}) {
+      const auto encoded = [&](uint32_t bits) {
+        return encode(FromBits(bits | sign << 24));
+      };
+      EXPECT_EQ(encoded(Bits(low)), code | sign);
+      EXPECT_EQ(encoded(middle - 1), code | sign);
+      EXPECT_EQ(encoded(middle), even | sign);
+      EXPECT_EQ(encoded(middle + 1), (code + 1) | sign);
+      EXPECT_EQ(encoded(Bits(high)), (code + 1) | sign);
+    }
+  }
+}
+
+TEST(FloatFormatsTest, F8E4M3FN) {
+  const auto encode = [](float value) { return EncodeF8E4M3FN(Bits(value)); };
+  EXPECT_EQ(DecodeF8E4M3FN(0x38), 1.0f);
+  EXPECT_EQ(DecodeF8E4M3FN(0x7E), 448.0f);
+  EXPECT_EQ(DecodeF8E4M3FN(0x01), 0x1p-9f);
+  EXPECT_EQ(DecodeF8E4M3FN(0xC0), -2.0f);
+  EXPECT_TRUE(std::isnan(DecodeF8E4M3FN(0xFF)));
+  ExpectNearest(encode, DecodeF8E4M3FN, 0x7E);
+  EXPECT_EQ(encode(464.0f), 0x7Eu);
+  EXPECT_EQ(encode(-464.0f), 0xFEu);
+  for (const float value : {464.1f, -1e9f, kInfinity, std::nanf("")}) {
+    EXPECT_TRUE(
+        std::isnan(DecodeF8E4M3FN(static_cast<uint8_t>(encode(value)))));
+  }
+  EXPECT_EQ(encode(1e-40f), 0u);
+  EXPECT_EQ(encode(-0.0f), 0x80u);
+}
+
+TEST(FloatFormatsTest, F8E5M2) {
+  const auto encode = [](float value) { return EncodeF8E5M2(Bits(value)); };
+  EXPECT_EQ(DecodeF8E5M2(0x3C), 1.0f);
+  EXPECT_EQ(DecodeF8E5M2(0x7B), 57344.0f);
+  EXPECT_EQ(DecodeF8E5M2(0x01), 0x1p-16f);
+  EXPECT_EQ(DecodeF8E5M2(0xFC), -kInfinity);
+  ExpectNearest(encode, DecodeF8E5M2, 0x7B);
+  EXPECT_EQ(encode(61439.0f), 0x7Bu);
+  EXPECT_EQ(encode(-61440.0f), 0xFCu);
+  EXPECT_EQ(encode(kInfinity), 0x7Cu);
+  EXPECT_TRUE(
+      std::isnan(DecodeF8E5M2(static_cast<uint8_t>(encode(std::nanf(""))))));
+  EXPECT_EQ(encode(-1e-40f), 0x80u);
+}
+
+TEST(FloatFormatsTest, S8) {
+  const auto encode = [](float value) {
+    return static_cast<int8_t>(EncodeS8(value));
+  };
+  for (int whole = -128; whole <= 127; ++whole) {
+    EXPECT_EQ(encode(static_cast<float>(whole)), whole);
+  }
+  EXPECT_EQ(encode(1.99f), 1);
+  EXPECT_EQ(encode(-1.99f), -1);
+  EXPECT_EQ(encode(-0.99f), 0);
+  EXPECT_EQ(encode(1e9f), 127);
+  EXPECT_EQ(encode(-kInfinity), -128);
+  EXPECT_EQ(encode(std::nanf("")), 0);
+}
+
 }  // namespace
 }  // namespace oneshot

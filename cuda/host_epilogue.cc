@@ -345,6 +345,12 @@ float LoadElement(const void* data, DType dtype, int64_t index) {
       return DecodeBf16(static_cast<const uint16_t*>(data)[index]);
     case DType::kF16:
       return DecodeF16(static_cast<const uint16_t*>(data)[index]);
+    case DType::kF8E4M3FN:
+      return DecodeF8E4M3FN(static_cast<const uint8_t*>(data)[index]);
+    case DType::kF8E5M2:
+      return DecodeF8E5M2(static_cast<const uint8_t*>(data)[index]);
+    case DType::kS8:
+      return static_cast<const int8_t*>(data)[index];
   }
   return 0;
 }
@@ -359,6 +365,18 @@ void StoreElement(void* data, DType dtype, int64_t index, float value) {
       return;
     case DType::kF16:
       static_cast<uint16_t*>(data)[index] = EncodeF16(value);
+      return;
+    case DType::kF8E4M3FN:
+      static_cast<uint8_t*>(data)[index] =
+          static_cast<uint8_t>(EncodeF8E4M3FN(Bits(value)));
+      return;
+    case DType::kF8E5M2:
+      static_cast<uint8_t*>(data)[index] =
+          static_cast<uint8_t>(EncodeF8E5M2(Bits(value)));
+      return;
+    case DType::kS8:
+      static_cast<uint8_t*>(data)[index] =
+          static_cast<uint8_t>(EncodeS8(value));
       return;
   }
 }

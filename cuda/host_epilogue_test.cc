@@ -213,6 +213,31 @@ TEST(HostEpilogueTest, ResultsAreStoredInTheirTypes) {
   }
 }
 
+TEST(HostEpilogueTest, ResultsAreQuantized) {
+  const std::vector<Values> x = {{1.0f, 300.0f, -2.5f}, {0.1f, 0.0f, 0.0f}};
+  std::vector<Buffers> ranks = Inputs(x);
+  uint8_t e4m3[2][3], e5m2[2][3];
+  int8_t s8[2][3];
+  for (int r = 0; r < 2; ++r) {
+    ranks[r].results[0] = e4m3[r];
+    ranks[r].results[1] = e5m2[r];
+    ranks[r].results[2] = s8[r];
+  }
+  AllReduceOnHost(
+      Parsed("x f32; v0 = sum; out0 v0 f8e4m3fn; out1 v0 f8e5m2; out2 v0 s8"),
+      1, 3, ranks);
+  for (int r = 0; r < 2; ++r) {
+    EXPECT_EQ(DecodeF8E4M3FN(e4m3[r][0]), 1.125f);
+    EXPECT_EQ(DecodeF8E4M3FN(e4m3[r][1]), 288.0f);
+    EXPECT_EQ(DecodeF8E4M3FN(e4m3[r][2]), -2.5f);
+    EXPECT_EQ(DecodeF8E5M2(e5m2[r][0]), 1.0f);
+    EXPECT_EQ(DecodeF8E5M2(e5m2[r][1]), 320.0f);
+    EXPECT_EQ(s8[r][0], 1);
+    EXPECT_EQ(s8[r][1], 127);
+    EXPECT_EQ(s8[r][2], -2);
+  }
+}
+
 TEST(HostEpilogueTest, ReducesEveryRow) {
   const std::vector<Values> x = {{1.0f, -5.0f, 2.0f, 1e8f, 1.0f, -1e8f,  //
                                   kNan, 1.0f, 2.0f, -0.0f, 0.0f, -0.0f},

@@ -22,6 +22,12 @@ const char* TypeName(DType dtype) {
       return "kF16";
     case DType::kF32:
       return "kF32";
+    case DType::kF8E4M3FN:
+      return "kF8E4M3FN";
+    case DType::kF8E5M2:
+      return "kF8E5M2";
+    case DType::kS8:
+      return "kS8";
   }
   return "";
 }
@@ -402,9 +408,9 @@ int MostReductions(const EpilogueProgram& program) {
 std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
                          int ranks, bool wide) {
   std::ostringstream out;
-  out << kKernelArgumentsText;
+  out << kKernelArgumentsText << kQuantizedFormatsText;
   out << "namespace oneshot {\n"
-         "enum DType { kF32, kBf16, kF16 };\n"
+         "enum DType { kF32, kBf16, kF16, kF8E4M3FN, kF8E5M2, kS8 };\n"
       << "constexpr DType kX = " << TypeName(program.x) << ";\n";
   const auto constant = [&](const char* name, int64_t value) {
     out << "constexpr int " << name << " = " << value << ";\n";

@@ -73,6 +73,20 @@ TEST(KernelSourceTest, UnalignedRows) {
   Compile(Parse(kNorm), {3, 1003}, 2, 90, /*wide=*/false);
 }
 
+// Results of one byte, of elements and of rows: four or eight to a packet.
+TEST(KernelSourceTest, QuantizedResults) {
+  for (const char* x : {"f32", "bf16"}) {
+    const EpilogueProgram program =
+        Parse(std::string("x ") + x +
+              "; v0 = sum; v1 = abs v0; v2 = reduce_max v1; v3 = divide v0 v2; "
+              "out0 v3 f8e4m3fn; out1 v3 f8e5m2; out2 v3 s8; out3 v2 s8");
+    for (const int compute_capability : {80, 90, 100}) {
+      Compile(program, {8, 8192}, 2, compute_capability, /*wide=*/true);
+    }
+    Compile(program, {3, 1003}, 2, 90, /*wide=*/false);
+  }
+}
+
 // Every operation, with inputs of every extent and mixtures of them.
 TEST(KernelSourceTest, EveryOperation) {
   std::vector<std::string> values;

@@ -575,6 +575,11 @@ constexpr const char* kPrograms[] = {
     // Activations.
     "x %w; in0 element %1; v0 = sum; v1 = logistic v0; v2 = multiply v0 v1; "
     "v3 = tanh v2; v4 = in0; v5 = erf v4; v6 = multiply v3 v5; out0 v6 %2",
+    // Quantization by the largest of a row.
+    "x %w; in0 column %1; v0 = sum.?; v1 = in0; v2 = multiply v0 v1; "
+    "v3 = abs v2; v4 = reduce_max v3; v5 = divide v2 v4; "
+    "v6 = constant 0x1.fcp+6; v7 = multiply v5 v6; out0 v7 f8e4m3fn; "
+    "out1 v7 f8e5m2; out2 v7 s8; out3 v4 %2",
 };
 
 EpilogueProgram MakeProgram(const std::string& pattern, DType wire,

@@ -302,6 +302,25 @@ def scan_outputs(o: Operands) -> tuple[Array, ...]:
     return lax.scan(body, o.h, o.layers)
 
 
+def quantized(o: Operands) -> tuple[Array, ...]:
+    """FP8 by a scale that is known before, for a product of FP8."""
+    y = rms_norm(o.h + product(o), o.gain)
+    scale = jnp.abs(o.bias[0]) / 64 + 1 / 128
+    q = jnp.clip(y / scale, -448, 448).astype(jnp.float8_e4m3fn)
+    up = o.up.astype(jnp.float8_e4m3fn)
+    return (lax.dot(q, up, preferred_element_type=jnp.float32) * scale,)
+
+
+def quantized_by_rows(o: Operands) -> tuple[Array, ...]:
+    """Eight bits, by the largest of each token."""
+    h = o.h + product(o)
+    y = rms_norm(h, o.gain).astype(jnp.float32)
+    scale = jnp.max(jnp.abs(y), axis=-1, keepdims=True) / 127
+    q = jnp.round(y / scale).astype(jnp.int8)
+    up = jnp.round(o.up.astype(jnp.float32) * 16).astype(jnp.int8)
+    return lax.dot(q, up, preferred_element_type=jnp.int32) * scale, h
+
+
 LAYER_NORM = ("residual+layer_norm, read by dot, tuple",)
 
 PROGRAMS = [
@@ -382,6 +401,19 @@ PROGRAMS = [
         ("residual+rms_norm, read by custom-call, dot", "residual+rms_norm, read by dot"),
     ),
     Program("part_of_a_bias", part_of_a_bias, ("bias, read by dot",)),
+    Program(
+        "quantized",
+        quantized,
+        ("residual+rms_norm+divide+clamp+f8e4m3fn, read by dot",),
+    ),
+    Program(
+        "quantized_by_rows",
+        quantized_by_rows,
+        (
+            "residual+rms_norm+abs+row_max+multiply+divide+round_nearest_even+s8, "
+            "read by dot, multiply, tuple",
+        ),
+    ),
     Program("scan_outputs", scan_outputs, ("residual, read by opt-barrier",)),
     Program("added_up", added_up, ("a loop only adds it up; XLA moves it behind the loop",)),
 ]

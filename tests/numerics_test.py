@@ -335,8 +335,11 @@ def cases() -> Iterator[Case]:
                 ("residual" if add_residual else "none",),
                 EXACT,
             )
-    # XLA for CPU has combined the two sums before the hook.
-    others = {"parallel": ("residual+residual+rms_norm", "none")}
+    # What XLA for CPU has done before the hook: combined two sums, inverted a divisor.
+    others = {
+        "parallel": ("residual+residual+rms_norm", "none"),
+        "quantized": ("residual+rms_norm+multiply+clamp+f8e4m3fn",),
+    }
     for program in gpu_modules.PROGRAMS:
         sites = (site.split(", read by ") for site in program.sites)
         dtype = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[program.dtype]
@@ -352,6 +355,10 @@ def cases() -> Iterator[Case]:
         total = lax.psum(x, "a")
         return total + 1, total * x
 
+    def quantized(dtype: str) -> Callable[[jax.Array], jax.Array]:
+        scales = np.float32(2.0) ** np.arange(-20, 20)
+        return lambda x: (lax.psum(x, "a") * scales).astype(dtype)
+
     def twice(x: jax.Array) -> jax.Array:
         return lax.psum(lax.psum(x, "a") * x, "a")
 
@@ -361,6 +368,10 @@ def cases() -> Iterator[Case]:
         ("twice", lambda: plain(twice), ("multiply", "none")),
         ("overwritten-split", lambda: overwritten_state(False), ("add", "none")),
         ("overwritten-convert", lambda: overwritten_state(True), ("residual+multiply",)),
+        # Half way between two of them, subnormal, and too large.
+        ("f8e4m3fn", lambda: plain(quantized("float8_e4m3fn")), ("multiply+f8e4m3fn",)),
+        ("f8e5m2", lambda: plain(quantized("float8_e5m2")), ("multiply+f8e5m2",)),
+        ("s8", lambda: plain(quantized("int8")), ("multiply+s8",)),
         # Not ours.
         ("maximum", lambda: plain(lambda x: lax.pmax(x, "a")), (None,)),
         ("integers", lambda: plain(lambda x: lax.psum(x, "a"), dtype=np.int32), (None,)),

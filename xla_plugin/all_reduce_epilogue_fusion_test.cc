@@ -610,6 +610,99 @@ TEST_F(FusionTest, IntegersStay) {
   EXPECT_THAT(report_.all_reduces[0].stopped[0].reason, HasSubstr("S32"));
 }
 
+TEST_F(FusionTest, Quantization) {
+  // By a known scale, to 8 bits of any kind; the unquantized value is read too.
+  for (const auto& [type, name] :
+       {std::pair("f8e4m3fn", "f8e4m3fn"), std::pair("f8e5m2", "f8e5m2"),
+        std::pair("s8", "s8")}) {
+    RunEntry(absl::StrReplaceAll(R"(
+      x = bf16[4,8] parameter(0)
+      scale = bf16[] parameter(1)
+      w = TYPE[8,8] parameter(2)
+      ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+      scales = bf16[4,8] broadcast(scale), dimensions={}
+      d = bf16[4,8] divide(ar, scales)
+      low = bf16[] constant(-100)
+      high = bf16[] constant(100)
+      c = bf16[4,8] clamp(low, d, high)
+      q = TYPE[4,8] convert(c)
+      dot = f32[4,8] dot(q, w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+      ROOT out = (f32[4,8], bf16[4,8]) tuple(dot, ar)
+    )",
+                                 {{"TYPE", type}}));
+    ExpectFused(absl::StrCat("divide+clamp+", name));
+    EXPECT_EQ(Program(),
+              absl::StrCat("x bf16; in0 scalar bf16; v0 = sum.bf16; v1 = in0; "
+                           "v2 = divide.bf16 v0 v1; v3 = constant -0x1.9p+6; "
+                           "v4 = constant 0x1.9p+6; v5 = clamp.bf16 v3 v2 v4; "
+                           "out0 v0 bf16; out1 v5 ",
+                           name));
+    ASSERT_EQ(Results().size(), 2);
+    EXPECT_EQ(Results()[1].element_type(), module_->entry_computation()
+                                               ->parameter_instruction(2)
+                                               ->shape()
+                                               .element_type());
+    EXPECT_FALSE(Has(xla::HloOpcode::kConvert));
+  }
+}
+
+TEST_F(FusionTest, QuantizationByTheLargestOfARow) {
+  // The largest of bf16 is one of them: nothing is rounded.
+  Run(R"(HEADER
+    max_bf16 {
+      a = bf16[] parameter(0)
+      b = bf16[] parameter(1)
+      ROOT s = bf16[] maximum(a, b)
+    }
+    ENTRY e {
+      x = bf16[4,8] parameter(0)
+      ar = bf16[4,8] all-reduce(x), GROUPS, to_apply=add_bf16
+      a = bf16[4,8] abs(ar)
+      least = bf16[] constant(-inf)
+      m = bf16[4] reduce(a, least), dimensions={1}, to_apply=max_bf16
+      mf = f32[4] convert(m)
+      inv = f32[] constant(0.0078125)
+      invs = f32[4] broadcast(inv), dimensions={}
+      scale = f32[4] multiply(mf, invs)
+      scales = f32[4,8] broadcast(scale), dimensions={0}
+      f = f32[4,8] convert(ar)
+      d = f32[4,8] divide(f, scales)
+      r = f32[4,8] round-nearest-even(d)
+      q = s8[4,8] convert(r)
+      ROOT out = (s8[4,8], f32[4]) tuple(q, scale)
+    })");
+  ExpectFused("abs+row_max+multiply+divide+round_nearest_even+s8");
+  EXPECT_EQ(Program(),
+            "x bf16; v0 = sum.bf16; v1 = abs.bf16 v0; v2 = reduce_max.bf16 v1; "
+            "v3 = constant 0x1p-7; v4 = multiply v2 v3; v5 = divide v0 v4; "
+            "v6 = round_nearest_even v5; out0 v4 f32; out1 v6 s8");
+}
+
+TEST_F(FusionTest, NothingReadsAQuantizedValue) {
+  // What becomes of it is XLA's: it has GEMMs for such pairs of conversions.
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    t = f32[4,8] tanh(ar)
+    q = f8e4m3fn[4,8] convert(t)
+    same = f8e4m3fn[32] reshape(q)
+    back = f32[32] convert(same)
+    zero = f8e4m3fn[] constant(0)
+    zeros = f8e4m3fn[4,8] broadcast(zero), dimensions={}
+    p = pred[4,8] compare(q, zeros), direction=GT
+    h = f32[4,8] select(p, ar, ar)
+    ROOT out = (f32[32], f32[4,8]) tuple(back, h)
+  )");
+  ExpectFused("tanh+f8e4m3fn");
+  EXPECT_TRUE(Has(xla::HloOpcode::kCompare));
+  EXPECT_TRUE(Has(xla::HloOpcode::kSelect));
+  std::vector<std::string> stopped;
+  for (const auto& stop : report_.all_reduces[0].stopped) {
+    stopped.push_back(stop.instruction);
+  }
+  EXPECT_THAT(stopped, ::testing::UnorderedElementsAre("p", "h"));
+}
+
 TEST_F(FusionTest, SeveralReaders) {
   RunEntry(R"(
     x = f32[4,8] parameter(0)

@@ -51,12 +51,32 @@ std::optional<DType> ToDType(PrimitiveType type) {
   }
 }
 
+// Of results, all of the others' types and these.
+std::optional<DType> ToResultType(PrimitiveType type) {
+  switch (type) {
+    case xla::F8E4M3FN:
+      return DType::kF8E4M3FN;
+    case xla::F8E5M2:
+      return DType::kF8E5M2;
+    case xla::S8:
+      return DType::kS8;
+    default:
+      return ToDType(type);
+  }
+}
+
 bool IsFloat(const HloInstruction* hlo) {
   return ToDType(hlo->shape().element_type()).has_value();
 }
 
 bool IsPredicate(const HloInstruction* hlo) {
   return hlo->shape().element_type() == xla::PRED;
+}
+
+// A conversion to a type that results may have and nothing else.
+bool IsQuantization(const HloInstruction* hlo) {
+  return hlo->opcode() == HloOpcode::kConvert && IsFloat(hlo->operand(0)) &&
+         !IsFloat(hlo) && ToResultType(hlo->shape().element_type()).has_value();
 }
 
 bool IsRowMajor(const Shape& shape) {
@@ -294,10 +314,11 @@ std::optional<Op> ElementwiseOperation(const HloInstruction* hlo) {
   return std::nullopt;
 }
 
-// A sum, maximum or minimum in float32 that starts from its neutral element.
+// A sum in float32, or a maximum or minimum, that starts from its neutral
+// element.
 std::optional<Op> ReductionOperation(const HloInstruction* hlo) {
   if (hlo->opcode() != HloOpcode::kReduce || hlo->operand_count() != 2 ||
-      hlo->shape().element_type() != xla::F32) {
+      !IsFloat(hlo)) {
     return std::nullopt;
   }
   const std::optional<float> init = ConstantValue(hlo->operand(1));
@@ -306,7 +327,10 @@ std::optional<Op> ReductionOperation(const HloInstruction* hlo) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   switch (*kind) {
     case xla::ReductionKind::SUM:
-      if (*init == 0.0f) return Op::kReduceSum;
+      // In other types, where to round is up to XLA.
+      if (*init == 0.0f && hlo->shape().element_type() == xla::F32) {
+        return Op::kReduceSum;
+      }
       return std::nullopt;
     case xla::ReductionKind::MAX:
       if (*init == -kInfinity) return Op::kReduceMax;
@@ -391,6 +415,8 @@ using Source = std::variant<HloInstruction*, float, Leaf>;
 struct Node {
   HloInstruction* hlo;
   bool is_alias = false;  // of its only source
+  // Its only source, stored in another type: a result, which nothing reads.
+  bool is_quantization = false;
   Op op = Op::kSum;
   DType round = DType::kF32;
   std::vector<Source> sources;
@@ -572,6 +598,10 @@ std::optional<Source> Region::Resolve(HloInstruction* operand, int64_t elements,
                                       std::string* why) const {
   const auto found = nodes_.find(operand);
   if (found != nodes_.end()) {
+    if (!IsFloat(operand) && !IsPredicate(operand)) {
+      *why = absl::StrCat("operand ", operand->name(), " is a result only");
+      return std::nullopt;
+    }
     if (Elements(operand) == elements) return operand;
     *why = absl::StrCat("operand ", operand->name(), " has another size");
     return std::nullopt;
@@ -653,7 +683,7 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
     const std::optional<Op> op = ReductionOperation(hlo);
     if (!op.has_value() || !Understands(hlo->operand(1)) ||
         !absl::c_all_of(hlo->to_apply()->instructions(), may_absorb_)) {
-      *why = "is no float32 sum, maximum or minimum, or starts elsewhere";
+      *why = "is no float32 sum, no maximum or minimum, or starts elsewhere";
       return std::nullopt;
     }
     if (ReducedRow(hlo) != hidden_ || elements != rows() ||
@@ -675,6 +705,12 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
     return node;
   }
 
+  if (IsQuantization(hlo)) {
+    node.is_quantization = true;
+    node.sources = {hlo->mutable_operand(0)};
+    node.extent = nodes_.at(hlo->operand(0)).extent;
+    return node;
+  }
   if (hlo->opcode() == HloOpcode::kConvert && IsFloat(hlo) &&
       (IsFloat(hlo->operand(0)) || IsPredicate(hlo->operand(0)))) {
     node.op = Op::kConvert;
@@ -881,7 +917,7 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
 
   for (HloInstruction* hlo : order_) {
     const Node& node = nodes_.at(hlo);
-    if (node.is_alias) {
+    if (node.is_alias || node.is_quantization) {
       values[hlo] = values.at(std::get<HloInstruction*>(node.sources[0]));
       continue;
     }
@@ -897,7 +933,7 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
     if (!IsResult(hlo)) continue;
     program.results.push_back(
         {values.at(hlo),
-         ToDType(hlo->shape().element_type()).value_or(DType::kF32)});
+         ToResultType(hlo->shape().element_type()).value_or(DType::kF32)});
     match->results.push_back(hlo);
   }
   return program;
