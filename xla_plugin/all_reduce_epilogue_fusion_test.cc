@@ -678,8 +678,23 @@ TEST_F(FusionTest, QuantizationByTheLargestOfARow) {
             "v6 = round_nearest_even v5; out0 v4 f32; out1 v6 s8");
 }
 
+TEST_F(FusionTest, QuantizationThatIsConvertedBackStays) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    t = f32[4,8] tanh(ar)
+    q = f8e4m3fn[4,8] convert(t)
+    same = f8e4m3fn[32] reshape(q)
+    ROOT back = f32[32] convert(same)
+  )");
+  EXPECT_EQ(Program(), "x f32; v0 = sum; v1 = tanh v0; out0 v1 f32");
+  ASSERT_EQ(report_.all_reduces[0].stopped.size(), 1);
+  EXPECT_EQ(report_.all_reduces[0].stopped[0].instruction, "q");
+  EXPECT_THAT(report_.all_reduces[0].stopped[0].reason,
+              HasSubstr("converted back"));
+}
+
 TEST_F(FusionTest, NothingReadsAQuantizedValue) {
-  // What becomes of it is XLA's: it has GEMMs for such pairs of conversions.
   RunEntry(R"(
     x = f32[4,8] parameter(0)
     ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32

@@ -197,6 +197,17 @@ HloInstruction* InputOf(HloInstruction* all_reduce, int64_t operand) {
   return input;
 }
 
+// Whether a quantized value is only converted back. XLA then makes a GEMM of
+// quantized operands, or drops both conversions.
+bool IsConvertedBack(const HloInstruction* quantized) {
+  return !quantized->IsRoot() &&
+         absl::c_all_of(quantized->users(), [](const HloInstruction* user) {
+           return user->opcode() == HloOpcode::kConvert
+                      ? IsFloat(user)
+                      : IsReshape(user) && IsConvertedBack(user);
+         });
+}
+
 // ---------------------------------------------------------------------------
 // Operations
 
@@ -837,6 +848,9 @@ void Region::Trim() {
     if (nodes_.at(order_[i]).is_alias || IsPredicate(order_[i]) ||
         !IsResult(order_[i])) {
       GiveBack(i, "");
+    } else if (nodes_.at(order_[i]).is_quantization &&
+               IsConvertedBack(order_[i])) {
+      GiveBack(i, "is only converted back, which is XLA's to undo or to use");
     } else if (IsFreeOutside(order_[i])) {
       GiveBack(i, "XLA fuses it into what reads it");
     }
