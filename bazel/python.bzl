@@ -15,17 +15,21 @@ def _python_repository_impl(repository_ctx):
             "#!/bin/sh\nexec '%s' \"$@\"\n" % python,
             executable = True,
         )
-    repository_ctx.file(
-        "gpu",
-        "#!/bin/sh\nPYTHONPATH=\"$PYTHONPATH:%s\" exec '%s' \"$@\"\n" % (
-            workspace_path(repository_ctx, ".deps/xla_gpu"),
-            workspace_path(repository_ctx, ".venv/bin/python"),
-        ),
-        executable = True,
-    )
+    for name, environment, compiler in [
+        ("gpu", ".venv", ".deps/xla_gpu"),
+        ("newest_gpu", ".deps/newest", ".deps/newest_xla_gpu"),
+    ]:
+        repository_ctx.file(
+            name,
+            "#!/bin/sh\nPYTHONPATH=\"$PYTHONPATH:%s\" exec '%s' \"$@\"\n" % (
+                workspace_path(repository_ctx, compiler),
+                workspace_path(repository_ctx, environment + "/bin/python"),
+            ),
+            executable = True,
+        )
     repository_ctx.file(
         "BUILD",
-        "exports_files([\"python\", \"newest\", \"gpu\"])\n",
+        "exports_files([\"python\", \"newest\", \"gpu\", \"newest_gpu\"])\n",
     )
 
 python_repository = repository_rule(
@@ -85,8 +89,8 @@ def pytest_test(name, src, python = "python", data = [], **kwargs):
       name: name of the test.
       src: the test file.
       python: which environment runs it: "python", "newest" for the newest jax
-        that Oneshot is known to work with, or "gpu" for one with XLA's compiler
-        for GPUs.
+        that Oneshot is known to work with, "gpu" and "newest_gpu" for these
+        with XLA's compiler for GPUs.
       data: files that the test reads.
       **kwargs: passed on to sh_test.
     """

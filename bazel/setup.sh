@@ -105,10 +105,10 @@ fetch_into() {
     --only-binary=:all: --target "$folder" "$@" || stop "pip could not install $*"
 }
 
-xla_gpu() {
-  say "fetching XLA's compiler for GPUs: ${XLA_GPU_PACKAGES[*]} (140 MB, 400 MB unpacked)"
+xla_gpu() { # FOLDER PACKAGE...
+  say "fetching XLA's compiler for GPUs: ${*:2} (140 MB, 400 MB unpacked)"
   need_disk 1
-  fetch_into .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}"
+  fetch_into "$@"
 }
 
 # The same question as in cuda.bzl: is it there, and from CUDA 12.8 on?
@@ -134,7 +134,9 @@ step .venv "$PWD ${VENV_PACKAGES[*]}" venv .venv "${VENV_PACKAGES[@]}"
 step .deps/newest "$PWD ${NEWEST_PACKAGES[*]}" venv .deps/newest "${NEWEST_PACKAGES[@]}"
 ! nvidia-smi -L >/dev/null 2>&1 || step .venv/gpu "${GPU_PACKAGES[*]}" gpu
 step .deps/xla "$XLA_PACKAGE" xla
-step .deps/xla_gpu "${XLA_GPU_PACKAGES[*]}" xla_gpu
+step .deps/xla_gpu "${XLA_GPU_PACKAGES[*]}" xla_gpu .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}"
+step .deps/newest_xla_gpu "${NEWEST_XLA_GPU_PACKAGES[*]}" \
+  xla_gpu .deps/newest_xla_gpu "${NEWEST_XLA_GPU_PACKAGES[@]}"
 usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
   step .deps/cuda "${CUDA_PACKAGES[*]}" cuda
 step .deps/nvrtc "$NVRTC_PACKAGE" nvrtc

@@ -35,6 +35,8 @@ XLA_PACKAGE=tensorflow-cpu==2.21.0
 
 # XLA's compiler for GPUs, which needs none: unpacked into .deps/xla_gpu.
 XLA_GPU_PACKAGES=(jax-cuda13-pjrt==0.11.2 jax-cuda13-plugin==0.11.2)
+# And that of the newest jax, into .deps/newest_xla_gpu.
+NEWEST_XLA_GPU_PACKAGES=(jax-cuda13-pjrt==0.12.0.1 jax-cuda13-plugin==0.12.0.1)
 
 # nvcc, for machines that have none: unpacked into .deps/cuda.
 CUDA_PACKAGES=(

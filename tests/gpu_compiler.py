@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""XLA's compiler for GPUs with Oneshot: from JAX to machine code, without a GPU.
+
+Nothing can be run so. But it is the module, the hook, the verifier and the passes behind them that
+programs of users meet.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gpu_modules
+import jax
+import pytest
+from oneshot import config, hook
+
+
+@contextlib.contextmanager
+def with_oneshot(dump: Path) -> Iterator[None]:
+    """Oneshot is on, as if there were GPUs and NVRTC, and writes reports to `dump`."""
+    with pytest.MonkeyPatch.context() as patch:
+        jax.config.update("jax_platforms", "cpu")
+        patch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+        patch.setattr(hook, "_why_not_cuda", lambda: None)
+        patch.setattr(hook, "kernel_compiler", lambda: None)
+        hook.enable(dataclasses.replace(config.read(), dump_to=dump))
+        gpu_modules.mesh()  # loads XLA, which reads its flags
+        yield
+
+
+def all_reduces(compiled: jax.stages.Compiled, dump: Path) -> list[dict[str, Any]]:
+    """Those of the only module, as its report has them; they became what it says.
+
+    Empties `dump`.
+    """
+    (path,) = dump.glob("*.report.json")
+    sites = json.loads(path.read_text())["all_reduces"]
+    for path in dump.iterdir():
+        path.unlink()
+    fired = sum(site["fired"] for site in sites)
+    hlo = compiled.as_text()
+    assert len(re.findall('custom_call_target="oneshot_all_reduce', hlo)) == fired
+    # XLA does not make fusions of them: not all can be compiled, and some are run twice.
+    for computation in hlo.split("\n\n"):
+        assert not ("dynamic-slice-fusion" in computation and "oneshot" in computation)
+    return sites

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models and random programs, through XLA's compiler for GPUs."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_test
+import pytest
+from gpu_compiler import all_reduces, with_oneshot
+from gpu_modules import absent
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+import families
+import families_linen
+
+DECODING = [run for run in [*families.RUNS, *families_linen.RUNS] if not run.prefill]
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where reports go; Oneshot is on."""
+    directory = tmp_path_factory.mktemp("dump")
+    with with_oneshot(directory):
+        yield directory
+
+
+def shapes(tree: Any, shardings: Any) -> Any:
+    """What stands for arrays on GPUs that are not there."""
+    if isinstance(shardings, Sharding):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings), tree
+        )
+    return jax.tree.map(shapes, tree, shardings)
+
+
+@pytest.mark.parametrize("run", DECODING, ids=lambda run: run.name)
+def test_families_compile(run: Any, dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_put", shapes)
+    compiled, _ = run.compile(absent((2, 4), ("data", "model")), jnp.bfloat16)
+    assert any(site["fired"] for site in all_reduces(compiled, dump))
+
+
+@pytest.mark.parametrize("first", range(0, oracle_test.PROGRAMS, oracle_test.BATCH))
+def test_random_programs_compile(first: int, dump: Path) -> None:
+    mesh = absent((2, 4), ("a", "b"))
+
+    def argument(x: np.ndarray, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    ranks = argument(np.arange(8, dtype=np.int32), P(("a", "b")))
+    unknown = argument(oracle_test.UNKNOWN.astype(np.float32), P())
+    run = oracle_test.batch(range(first, first + oracle_test.BATCH), mesh)
+    compiled = jax.jit(run).lower(ranks, unknown).compile()
+    fired = [site["fired"] for site in all_reduces(compiled, dump)]
+    assert sum(fired) > oracle_test.BATCH // 2
