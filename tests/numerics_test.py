@@ -335,12 +335,11 @@ def cases() -> Iterator[Case]:
                 ("residual" if add_residual else "none",),
                 EXACT,
             )
-    # What XLA for CPU has done before the hook: combined two sums; inverted a divisor; since 0.12,
-    # converted both sides of a product of FP8 back.
-    result = "+f8e4m3fn" if jax.__version_info__ < (0, 12) else ""
+    # What XLA for CPU has done before the hook: combined two sums; inverted a divisor and converted
+    # both sides of a product of FP8 back.
     others = {
         "parallel": ("residual+residual+rms_norm", "none"),
-        "quantized": (f"residual+rms_norm+multiply+clamp{result}",),
+        "quantized": ("residual+rms_norm+multiply+clamp",),
     }
     for program in gpu_modules.PROGRAMS:
         sites = (site.split(", read by ") for site in program.sites)
