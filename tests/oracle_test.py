@@ -46,14 +46,14 @@ SENSITIVITY = 16
 STEPS = 3
 # Where numbers come from that XLA doesn't know when it compiles.
 UNKNOWN = (np.arange(4096) * 37 + 11) % 1009 % 7 - 3.0
-# What the matcher knows, by the names of epilogue_program.h, but for what XLA for CPU expands
-# before.
+# What the matcher knows, operations and types of results, by the names of epilogue_program.h, but
+# for what XLA for CPU expands before.
 # Everything is to be fused in some program, or this test wouldn't test it.
 OPERATIONS = """
 convert abs cbrt ceil cos erf exp expm1 floor is_finite log log1p negate not
 round_nearest_afz round_nearest_even rsqrt sign sin sqrt tan tanh add and atan2 divide eq ge gt le
 lt maximum minimum multiply ne or power remainder subtract xor clamp select reduce_max reduce_min
-reduce_sum
+reduce_sum f8e4m3fn f8e5m2 s8
 """
 
 
@@ -105,7 +105,10 @@ JUMPS: list[Callable] = [
     lambda x: (x >= 0).astype(x.dtype),
     lambda x: jnp.where((x < -1) ^ (x <= 1) | (x != 2), x + 1, 2 * x),
     lambda x: jnp.fmod(x, 3),
+    lambda x: x.astype(jnp.int8).astype(x.dtype) + x,
+    lambda x: jnp.where(x.astype(jnp.float8_e4m3fn) > 1, x, -x),
 ]
+QUANTIZED = [jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2]
 # Each has something that no epilogue has, and keeps the shape.
 NEAR_MISSES: list[Callable] = [
     lambda x: jnp.swapaxes(jnp.swapaxes(x, 0, -1) + 1, 0, -1),
@@ -328,7 +331,13 @@ class Maker:
         for _ in range(steps):
             self.pool.append(self.sum() if self.random.random() < 0.08 else self.grow())
         outputs = self.random.sample(self.pool, min(len(self.pool), self.random.randrange(1, 4)))
-        return [value.array for value in [*outputs, self.pool[-1]]]
+        return [*map(self.stored, outputs), self.pool[-1].array]
+
+    def stored(self, value: Value) -> jax.Array:
+        """An output; quantized now and then, where both arms have to agree."""
+        if value.exact and self.random.random() < 0.3:
+            return value.array.astype(self.random.choice(QUANTIZED))
+        return value.array
 
     def make(self, rank: jax.Array) -> list[jax.Array]:
         """The outputs, with a dimension in front where there are steps."""
@@ -424,7 +433,7 @@ class Comparison(NamedTuple):
       total: all-reduces.
       fired: how many of them were fused.
       sensitive: outputs that differ by more than `TOLERANCE`, and may.
-      operations: how often each operation was fused.
+      operations: how often each operation was fused, and each type was that of a result.
     """
 
     wrong: list[str]
@@ -467,11 +476,12 @@ def compare(seeds: list[int]) -> Comparison:
             for path in Path(scratch).glob("*.report.json")
             for site in json.loads(path.read_text())["all_reduces"]
         ]
+    # Of an instruction the operation, of a result the type.
     statements = [
         statement.split()[2].partition(".")[0]
         for site in sites
         for statement in site["program"].split("; ")
-        if " = " in statement
+        if " = " in statement or statement.startswith("out")
     ]
     return Comparison(
         wrong=wrong,
