@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """XLA's compiler for GPUs with Oneshot: from JAX to machine code, without a GPU.
 
-Nothing can be run so. But it is the module, the hook, the verifier and the passes behind them that
-programs of users meet.
+A plugin of pytest. Nothing can be run so. But it is the module, the hook, the verifier and the
+passes behind them that programs of users meet.
 """
 
-import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,16 @@ import jax
 import pytest
 from oneshot import config, hook
 
+AllReduces = Callable[[jax.stages.Compiled], list[dict[str, Any]]]
 
-@contextlib.contextmanager
-def with_oneshot(dump: Path) -> Iterator[None]:
-    """Oneshot is on, as if there were GPUs and NVRTC, and writes reports to `dump`."""
+
+@pytest.fixture(scope="module")
+def all_reduces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllReduces]:
+    """The all-reduces of the program that was compiled last; they became what the report says.
+
+    Oneshot is on, as if there were GPUs and NVRTC.
+    """
+    dump = tmp_path_factory.mktemp("dump")
     with pytest.MonkeyPatch.context() as patch:
         jax.config.update("jax_platforms", "cpu")
         patch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
@@ -29,14 +34,10 @@ def with_oneshot(dump: Path) -> Iterator[None]:
         patch.setattr(hook, "kernel_compiler", lambda: None)
         hook.enable(dataclasses.replace(config.read(), dump_to=dump))
         gpu_modules.mesh()  # loads XLA, which reads its flags
-        yield
+        yield lambda compiled: _checked(compiled, dump)
 
 
-def all_reduces(compiled: jax.stages.Compiled, dump: Path) -> list[dict[str, Any]]:
-    """Those of the only module, as its report has them; they became what it says.
-
-    Empties `dump`.
-    """
+def _checked(compiled: jax.stages.Compiled, dump: Path) -> list[dict[str, Any]]:
     (path,) = dump.glob("*.report.json")
     sites = json.loads(path.read_text())["all_reduces"]
     for path in dump.iterdir():

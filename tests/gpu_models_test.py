@@ -2,7 +2,6 @@
 """Models and random programs, through XLA's compiler for GPUs."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_test
 import pytest
-from gpu_compiler import all_reduces, with_oneshot
 from gpu_modules import absent
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
@@ -20,15 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent / "models"))
 import families
 import families_linen
 
+pytest_plugins = ["gpu_compiler"]
+
 DECODING = [run for run in [*families.RUNS, *families_linen.RUNS] if not run.prefill]
-
-
-@pytest.fixture(scope="module")
-def dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where reports go; Oneshot is on."""
-    directory = tmp_path_factory.mktemp("dump")
-    with with_oneshot(directory):
-        yield directory
 
 
 def shapes(tree: Any, shardings: Any) -> Any:
@@ -41,14 +33,14 @@ def shapes(tree: Any, shardings: Any) -> Any:
 
 
 @pytest.mark.parametrize("run", DECODING, ids=lambda run: run.name)
-def test_families_compile(run: Any, dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families_compile(run: Any, all_reduces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_put", shapes)
     compiled, _ = run.compile(absent((2, 4), ("data", "model")), jnp.bfloat16)
-    assert any(site["fired"] for site in all_reduces(compiled, dump))
+    assert any(site["fired"] for site in all_reduces(compiled))
 
 
 @pytest.mark.parametrize("first", range(0, oracle_test.PROGRAMS, oracle_test.BATCH))
-def test_random_programs_compile(first: int, dump: Path) -> None:
+def test_random_programs_compile(first: int, all_reduces: Any) -> None:
     mesh = absent((2, 4), ("a", "b"))
 
     def argument(x: np.ndarray, spec: P) -> jax.ShapeDtypeStruct:
@@ -58,5 +50,5 @@ def test_random_programs_compile(first: int, dump: Path) -> None:
     unknown = argument(oracle_test.UNKNOWN.astype(np.float32), P())
     run = oracle_test.batch(range(first, first + oracle_test.BATCH), mesh)
     compiled = jax.jit(run).lower(ranks, unknown).compile()
-    fired = [site["fired"] for site in all_reduces(compiled, dump)]
+    fired = [site["fired"] for site in all_reduces(compiled)]
     assert sum(fired) > oracle_test.BATCH // 2
