@@ -174,6 +174,11 @@ struct TruthPair {
   __device__ __forceinline__ TruthPair(bool a, bool b) : a(a), b(b) {}
 };
 
+template <DType kType>
+constexpr int kBytes = kType == kF32                     ? 4
+                       : kType == kBf16 || kType == kF16 ? 2
+                                                         : 1;
+
 // Two elements as they lie in memory; float32 takes two words.
 template <DType kType>
 __device__ __forceinline__ Pair Decode(uint32_t word, uint32_t second = 0) {
@@ -202,7 +207,7 @@ __device__ __forceinline__ uint32_t EncodeByte(float value) {
 template <DType kType>
 __device__ __forceinline__ uint32_t Encode(Pair pair) {
   uint32_t word;
-  if (kType == kF8E4M3FN || kType == kF8E5M2 || kType == kS8) {
+  if (kBytes<kType> == 1) {
     word = EncodeByte<kType>(pair.a) | EncodeByte<kType>(pair.b) << 8;
   } else if (kType == kBf16) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
@@ -365,11 +370,6 @@ __device__ __forceinline__ Place Locate(int tile, int p) {
                         : min(kElements, kHidden - place.column());
   return place;
 }
-
-template <DType kType>
-constexpr int kBytes = kType == kF32                     ? 4
-                       : kType == kBf16 || kType == kF16 ? 2
-                                                         : 1;
 
 // kElements of a type as they lie in memory.
 template <DType kType>

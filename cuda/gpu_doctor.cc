@@ -98,9 +98,9 @@ class Link {
 };
 
 std::string LinkJson(int from, int to) {
-  int peer = from == to;
+  int peer = 1;
   cudaError_t status = cudaSuccess;
-  if (!peer) status = cudaDeviceCanAccessPeer(&peer, from, to);
+  if (from != to) status = cudaDeviceCanAccessPeer(&peer, from, to);
   double latency = 0;
   double bandwidth = 0;
   if (status == cudaSuccess && peer && from != to) {

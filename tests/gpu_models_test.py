@@ -7,12 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import oracle_test
 import pytest
 from gpu_modules import absent
 from jax.sharding import NamedSharding, Sharding
-from jax.sharding import PartitionSpec as P
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 import families
@@ -42,13 +40,8 @@ def test_families_compile(run: Any, all_reduces: Any, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("first", range(0, oracle_test.PROGRAMS, oracle_test.BATCH))
 def test_random_programs_compile(first: int, all_reduces: Any) -> None:
     mesh = absent((2, 4), ("a", "b"))
-
-    def argument(x: np.ndarray, spec: P) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    ranks = argument(np.arange(8, dtype=np.int32), P(("a", "b")))
-    unknown = argument(oracle_test.UNKNOWN.astype(np.float32), P())
+    shardings = tuple(NamedSharding(mesh, spec) for spec in oracle_test.SPECS)
     run = oracle_test.batch(range(first, first + oracle_test.BATCH), mesh)
-    compiled = jax.jit(run).lower(ranks, unknown).compile()
+    compiled = jax.jit(run).lower(*shapes(oracle_test.ARGUMENTS, shardings)).compile()
     fired = [site["fired"] for site in all_reduces(compiled)]
     assert sum(fired) > oracle_test.BATCH // 2

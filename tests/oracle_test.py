@@ -45,7 +45,10 @@ SENSITIVITY = 16
 # Of a scan.
 STEPS = 3
 # Where numbers come from that XLA doesn't know when it compiles.
-UNKNOWN = (np.arange(4096) * 37 + 11) % 1009 % 7 - 3.0
+UNKNOWN = ((np.arange(4096) * 37 + 11) % 1009 % 7 - 3.0).astype(np.float32)
+# Of programs: the number of each rank, and `UNKNOWN`.
+ARGUMENTS = (np.arange(8, dtype=np.int32), UNKNOWN)
+SPECS = (P(("a", "b")), P())
 # What the matcher knows, operations and types of results, by the names of epilogue_program.h, but
 # for what XLA for CPU expands before.
 # Everything is to be fused in some program, or this test wouldn't test it.
@@ -361,7 +364,7 @@ class Maker:
 def batch(
     seeds: Iterable[int], mesh: Mesh, shaken: bool = False
 ) -> Callable[..., list[list[jax.Array]]]:
-    """Programs as one: of the number of each rank and of `UNKNOWN`, to the outputs of all ranks."""
+    """Programs as one: from `ARGUMENTS` to the outputs of all ranks."""
 
     def run(ranks: jax.Array, unknown: jax.Array) -> list[list[jax.Array]]:
         makers = [Maker(seed, mesh, unknown, shaken) for seed in seeds]
@@ -369,7 +372,7 @@ def batch(
         @functools.partial(
             jax.shard_map,
             mesh=mesh,
-            in_specs=(P(("a", "b")), P()),
+            in_specs=SPECS,
             out_specs=P(("a", "b")),
             check_vma=False,
         )
@@ -394,7 +397,7 @@ def run_programs(seeds: list[int], shaken: bool) -> list[list[np.ndarray]]:
     results = []
     for start in range(0, len(seeds), BATCH):
         run = batch(seeds[start : start + BATCH], mesh, shaken)
-        outputs = jax.jit(run)(np.arange(8, dtype=np.int32), UNKNOWN.astype(np.float32))
+        outputs = jax.jit(run)(*ARGUMENTS)
         results += [[np.asarray(out) for out in outs] for outs in outputs]
     return results
 

@@ -104,9 +104,10 @@ def program(chance: random.Random) -> tuple[str, Callable[[jax.Array], tuple], i
     dtype = jnp.dtype(DTYPES[chance.choice(list(DTYPES))])
     hidden = chance.choice([chance.randint(2, 2000), 128 * chance.randint(1, 64)])
     most = min(128, MOST_BYTES // hidden // dtype.itemsize)
-    if process_group.sharers() > 1:
+    sharers = process_group.sharers()
+    if sharers > 1:
         blocks = -(-hidden * dtype.itemsize // BLOCK_BYTES)  # of a row
-        most = min(most, max(1, PLACES // process_group.sharers() // blocks))
+        most = min(most, max(1, PLACES // sharers // blocks))
     shape = (int(most ** chance.random()), hidden)
     kind = chance.choice(list(EPILOGUES))
     exact = "Norm" not in kind

@@ -73,7 +73,8 @@ bool IsPredicate(const HloInstruction* hlo) {
   return hlo->shape().element_type() == xla::PRED;
 }
 
-// A conversion to a type that results may have and nothing else.
+// A conversion to a type that results may have and nothing else. As a node it
+// is its operand, stored in that type; nothing in the region reads it.
 bool IsQuantization(const HloInstruction* hlo) {
   return hlo->opcode() == HloOpcode::kConvert && IsFloat(hlo->operand(0)) &&
          !IsFloat(hlo) && ToResultType(hlo->shape().element_type()).has_value();
@@ -426,8 +427,6 @@ using Source = std::variant<HloInstruction*, float, Leaf>;
 struct Node {
   HloInstruction* hlo;
   bool is_alias = false;  // of its only source
-  // Its only source, stored in another type: a result, which nothing reads.
-  bool is_quantization = false;
   Op op = Op::kSum;
   DType round = DType::kF32;
   std::vector<Source> sources;
@@ -717,7 +716,6 @@ std::optional<Node> Region::Absorb(HloInstruction* hlo,
   }
 
   if (IsQuantization(hlo)) {
-    node.is_quantization = true;
     node.sources = {hlo->mutable_operand(0)};
     node.extent = nodes_.at(hlo->operand(0)).extent;
     return node;
@@ -848,8 +846,7 @@ void Region::Trim() {
     if (nodes_.at(order_[i]).is_alias || IsPredicate(order_[i]) ||
         !IsResult(order_[i])) {
       GiveBack(i, "");
-    } else if (nodes_.at(order_[i]).is_quantization &&
-               IsConvertedBack(order_[i])) {
+    } else if (IsQuantization(order_[i]) && IsConvertedBack(order_[i])) {
       GiveBack(i, "is only converted back, which is XLA's to undo or to use");
     } else if (IsFreeOutside(order_[i])) {
       GiveBack(i, "XLA fuses it into what reads it");
@@ -931,7 +928,7 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
 
   for (HloInstruction* hlo : order_) {
     const Node& node = nodes_.at(hlo);
-    if (node.is_alias || node.is_quantization) {
+    if (node.is_alias || IsQuantization(hlo)) {
       values[hlo] = values.at(std::get<HloInstruction*>(node.sources[0]));
       continue;
     }
