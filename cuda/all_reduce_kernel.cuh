@@ -196,11 +196,41 @@ __device__ __forceinline__ Pair Decode(uint32_t word, uint32_t second = 0) {
   return pair;
 }
 
+// Two elements of one byte, as quantized_formats.h defines them: with the
+// instructions of the device where it has them.
 template <DType kType>
-__device__ __forceinline__ uint32_t EncodeByte(float value) {
-  return kType == kS8       ? EncodeS8(value)
-         : kType == kF8E5M2 ? EncodeF8E5M2(__float_as_uint(value))
+__device__ __forceinline__ uint32_t EncodeBytes(Pair pair) {
+  if (kType == kS8) {
+    const auto byte = [](float value) {  // NaN becomes 0 on the way
+      return max(-128, min(127, __float2int_rz(value))) & 0xFF;
+    };
+    return byte(pair.a) | byte(pair.b) << 8;
+  }
+#if __CUDA_ARCH__ >= 890
+  uint16_t bytes;
+  // These end at the largest number, even for infinities.
+  if (kType == kF8E4M3FN) {
+    const auto limited = [](float value) {
+      return fabsf(value) > 464.0f ? __uint_as_float(0x7FFFFFFFu) : value;
+    };
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
+        : "=h"(bytes)
+        : "f"(limited(pair.b)), "f"(limited(pair.a)));
+    return bytes;
+  }
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;"
+      : "=h"(bytes)
+      : "f"(pair.b), "f"(pair.a));
+  // An infinity has the bits of the largest number, and one more.
+  return bytes + (fabsf(pair.a) >= 61440.0f ? 1u : 0u) +
+         (fabsf(pair.b) >= 61440.0f ? 0x100u : 0u);
+#else
+  const auto byte = [](float value) {
+    return kType == kF8E5M2 ? EncodeF8E5M2(__float_as_uint(value))
                             : EncodeF8E4M3FN(__float_as_uint(value));
+  };
+  return byte(pair.a) | byte(pair.b) << 8;
+#endif
 }
 
 // To one of the narrow types, to nearest even, but for integers.
@@ -208,7 +238,7 @@ template <DType kType>
 __device__ __forceinline__ uint32_t Encode(Pair pair) {
   uint32_t word;
   if (kBytes<kType> == 1) {
-    word = EncodeByte<kType>(pair.a) | EncodeByte<kType>(pair.b) << 8;
+    word = EncodeBytes<kType>(pair);
   } else if (kType == kBf16) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
         : "=r"(word)
@@ -454,7 +484,7 @@ __device__ __forceinline__ void StoreOne(void* data, int index, float value) {
         static_cast<uint16_t>(Encode<kType>(Pair(value)));
   } else {
     static_cast<unsigned char*>(data)[index] =
-        static_cast<unsigned char>(EncodeByte<kType>(value));
+        static_cast<unsigned char>(EncodeBytes<kType>(Pair(value)));
   }
 }
 

@@ -8,8 +8,9 @@
 // device. A line per case: the median over the samples of the slowest rank's
 // time per call.
 //
-// What no such kernel can do without is timed too: being launched, reading x
-// and writing as much, and the trip of a packet from a rank to the next.
+// What no such kernel can do without is timed too: the launch of as many
+// blocks, reading x and writing as much, and the trip of a packet from a rank
+// to the next.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -138,6 +139,25 @@ double Measure(const VirtualRanks& ranks, const Enqueue& enqueue) {
   return samples[samples.size() / 2];
 }
 
+// Microseconds to launch as many blocks, in clusters, that do nothing.
+double MeasureLaunch(const VirtualRanks& ranks, int blocks, int threads,
+                     int cluster) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  return Measure(ranks, [&](const VirtualRank& rank) {
+    config.stream = rank.stream;
+    ONESHOT_CHECK_CUDA(cudaLaunchKernelEx(&config, Nothing));
+  });
+}
+
 // Microseconds that a packet takes from one rank to another.
 double MeasureTrip(const VirtualRank& server, const VirtualRank& client) {
   const VirtualRank* sides[] = {&server, &client};
@@ -169,27 +189,42 @@ double MeasureTrip(const VirtualRank& server, const VirtualRank& client) {
 
 // The programs that are timed. `%a` stands for 1 / hidden.
 struct Case {
-  const char* name;
-  const char* program;
+  std::string name;
+  std::string program;
 };
-constexpr Case kCases[] = {
-    {"sum", "x bf16; v0 = sum.bf16; out0 v0 bf16"},
-    {"residual+rms_norm",
-     "x bf16; in0 element bf16; in1 column bf16; v0 = sum.bf16; v1 = in0; "
-     "v2 = add.bf16 v0 v1; v3 = multiply v2 v2; v4 = reduce_sum v3; "
-     "v5 = constant %a; v6 = multiply v4 v5; v7 = constant 0x1p-20; "
-     "v8 = add v6 v7; v9 = rsqrt v8; v10 = multiply.bf16 v2 v9; v11 = in1; "
-     "v12 = multiply.bf16 v10 v11; out0 v2 bf16; out1 v12 bf16"},
-    {"bias+residual+layer_norm",
-     "x bf16; in0 column bf16; in1 element bf16; in2 column bf16; "
-     "in3 column bf16; v0 = sum.bf16; v1 = in0; v2 = add.bf16 v0 v1; "
-     "v3 = in1; v4 = add.bf16 v2 v3; v5 = reduce_sum v4; v6 = constant %a; "
-     "v7 = multiply v5 v6; v8 = subtract v4 v7; v9 = multiply v8 v8; "
-     "v10 = reduce_sum v9; v11 = multiply v10 v6; v12 = constant 0x1p-20; "
-     "v13 = add v11 v12; v14 = rsqrt v13; v15 = multiply v8 v14; v16 = in2; "
-     "v17 = multiply v15 v16; v18 = in3; v19 = add v17 v18; "
-     "v20 = convert.bf16 v19; out0 v4 bf16; out1 v20 bf16"},
-};
+
+std::vector<Case> Cases() {
+  const std::string add = "v0 = sum.bf16; v1 = in0; v2 = add.bf16 v0 v1; ";
+  const std::string norm =
+      "x bf16; in0 element bf16; in1 column bf16; " + add +
+      "v3 = multiply v2 v2; v4 = reduce_sum v3; v5 = constant %a; "
+      "v6 = multiply v4 v5; v7 = constant 0x1p-20; v8 = add v6 v7; "
+      "v9 = rsqrt v8; v10 = multiply.bf16 v2 v9; v11 = in1; "
+      "v12 = multiply.bf16 v10 v11; ";
+  return {
+      {"sum", "x bf16; v0 = sum.bf16; out0 v0 bf16"},
+      {"residual", "x bf16; in0 element bf16; " + add + "out0 v2 bf16"},
+      {"residual+rms_norm", norm + "out0 v2 bf16; out1 v12 bf16"},
+      {"residual+rms_norm+quantize",
+       norm + "v13 = constant 0x1p+3; v14 = multiply v12 v13; v15 = constant "
+              "-0x1.cp+8; "
+              "v16 = maximum v14 v15; v17 = constant 0x1.cp+8; "
+              "v18 = minimum v16 v17; out0 v2 bf16; out1 v18 f8e4m3fn"},
+      {"residual+rms_norm+quantize by rows",
+       norm + "v13 = abs v12; v14 = reduce_max v13; v15 = constant 0x1.cp+8; "
+              "v16 = divide v14 v15; v17 = divide v12 v16; out0 v2 bf16; "
+              "out1 v17 f8e4m3fn; out2 v16 f32"},
+      {"bias+residual+layer_norm",
+       "x bf16; in0 column bf16; in1 element bf16; in2 column bf16; "
+       "in3 column bf16; v0 = sum.bf16; v1 = in0; v2 = add.bf16 v0 v1; "
+       "v3 = in1; v4 = add.bf16 v2 v3; v5 = reduce_sum v4; v6 = constant %a; "
+       "v7 = multiply v5 v6; v8 = subtract v4 v7; v9 = multiply v8 v8; "
+       "v10 = reduce_sum v9; v11 = multiply v10 v6; v12 = constant 0x1p-20; "
+       "v13 = add v11 v12; v14 = rsqrt v13; v15 = multiply v8 v14; v16 = in2; "
+       "v17 = multiply v15 v16; v18 = in3; v19 = add v17 v18; "
+       "v20 = convert.bf16 v19; out0 v4 bf16; out1 v20 bf16"},
+  };
+}
 
 EpilogueProgram ProgramOf(const Case& timed, int hidden) {
   char inverse[32];
@@ -200,13 +235,13 @@ EpilogueProgram ProgramOf(const Case& timed, int hidden) {
   EpilogueProgram program;
   std::string error;
   if (!FromText(text, &program, &error)) {
-    std::fprintf(stderr, "%s: %s\n", timed.name, error.c_str());
+    std::fprintf(stderr, "%s: %s\n", timed.name.c_str(), error.c_str());
     std::exit(1);
   }
   return program;
 }
 
-// Everything in one piece of memory, zeros.
+// Everything in one piece of memory, filled with one small number.
 struct RankBuffers {
   void* memory = nullptr;
   Buffers call;
@@ -218,7 +253,7 @@ RankBuffers Allocate(const EpilogueProgram& program, size_t bytes) {
   const size_t results = program.results.size();
   const size_t total = (1 + operands + results) * bytes;
   ONESHOT_CHECK_CUDA(cudaMalloc(&buffers.memory, total));
-  ONESHOT_CHECK_CUDA(cudaMemset(buffers.memory, 0, total));
+  ONESHOT_CHECK_CUDA(cudaMemset(buffers.memory, 0x3c, total));
   ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
   char* next = static_cast<char*>(buffers.memory);
   const auto take = [&] { return std::exchange(next, next + bytes); };
@@ -279,18 +314,15 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
          const std::vector<int>& hiddens, bool tune) {
   const VirtualRanks ranks(static_cast<int>(devices.size()), devices,
                            /*first_epoch=*/0);
-  const double nothing = Measure(ranks, [](const VirtualRank& rank) {
-    Nothing<<<1, 32, 0, rank.stream>>>();
-    ONESHOT_CHECK_CUDA(cudaGetLastError());
-  });
-  std::printf("ranks=%d empty kernel: %.2f us\n", ranks.size(), nothing);
+  std::printf("ranks=%d empty kernel: %.2f us\n", ranks.size(),
+              MeasureLaunch(ranks, /*blocks=*/1, /*threads=*/32, 1));
   std::printf("ranks=%d trip of a packet: %.2f us\n", ranks.size(),
               MeasureTrip(ranks[0], ranks[1]));
   for (const int hidden : hiddens) {
     for (const int rows : row_counts) {
       std::printf("ranks=%d [%d,%d] bf16 copy: %.2f us\n", ranks.size(), rows,
                   hidden, MeasureCopy(ranks, size_t{2} * rows * hidden));
-      for (const Case& timed : kCases) {
+      for (const Case& timed : Cases()) {
         const EpilogueProgram program = ProgramOf(timed, hidden);
         std::vector<RankBuffers> buffers(ranks.size());
         for (int r = 0; r < ranks.size(); ++r) {
@@ -321,11 +353,14 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
                                                buffers[rank.view.rank].call,
                                                rank.view, 0, rank.stream));
           });
+          const double launch = MeasureLaunch(
+              ranks, plan->blocks, plan->tuning.threads, plan->tuning.cluster);
           std::printf(
-              "ranks=%d [%d,%d] bf16 %s: %.2f us  (%d blocks of %d, %d packets "
-              "a thread, clusters of %d, %s)\n",
-              ranks.size(), rows, hidden, timed.name, time, plan->blocks,
-              plan->tuning.threads, plan->tuning.packets, plan->tuning.cluster,
+              "ranks=%d [%d,%d] bf16 %s: %.2f us, launch alone %.2f us  (%d "
+              "blocks of %d, %d packets a thread, clusters of %d, %s)\n",
+              ranks.size(), rows, hidden, timed.name.c_str(), time, launch,
+              plan->blocks, plan->tuning.threads, plan->tuning.packets,
+              plan->tuning.cluster,
               plan->tuning.two_shot ? "two shots" : "one shot");
           std::fflush(stdout);
         }

@@ -78,8 +78,8 @@ __global__ void Delay(long long cycles) {
 // Single calls against the host
 // ---------------------------------------------------------------------------
 
-// What x is filled with.
-enum class Data { kRandom, kNegativeZero, kSentinel, kSpecial };
+// What x is filled with, and for some of them the operands.
+enum class Data { kRandom, kNegativeZero, kSentinel, kSpecial, kRoundings };
 
 const char* Name(Data data) {
   switch (data) {
@@ -91,6 +91,8 @@ const char* Name(Data data) {
       return "sentinel";
     case Data::kSpecial:
       return "special";
+    case Data::kRoundings:
+      return "roundings";
   }
   return "";
 }
@@ -159,7 +161,21 @@ Bytes Random(std::mt19937& random, DType dtype, int64_t elements) {
   return bytes;
 }
 
+// Floats with all upper halves, exact and a little less and more than that and
+// than half way to the next: all there is to rounding to six bits or fewer.
+constexpr uint32_t kLowerHalves[] = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
+constexpr int64_t kRoundings = 6 << 16;
+Bytes EveryRounding() {
+  Bytes bytes(kRoundings * sizeof(uint32_t));
+  for (uint32_t i = 0; i < kRoundings; ++i) {
+    const uint32_t word = i / 6 << 16 | kLowerHalves[i % 6];
+    std::memcpy(bytes.data() + i * sizeof(word), &word, sizeof(word));
+  }
+  return bytes;
+}
+
 Bytes Fill(std::mt19937& random, Data data, DType dtype, int64_t elements) {
+  if (data == Data::kRoundings) return EveryRounding();
   Bytes bytes = Random(random, dtype, elements);
   if (data == Data::kRandom) return bytes;
   const int width = ByteWidth(dtype);
@@ -379,8 +395,9 @@ class CallTester {
     }
     std::vector<Bytes> inputs;
     for (const Operand& operand : program.operands) {
-      const Data data =
-          call.data == Data::kNegativeZero ? call.data : Data::kRandom;
+      const bool as_x =
+          call.data == Data::kNegativeZero || call.data == Data::kRoundings;
+      const Data data = as_x ? call.data : Data::kRandom;
       inputs.push_back(Fill(random, data, operand.dtype,
                             call.Elements(operand.extent) *
                                 std::max<int64_t>(1, operand.slices)));
@@ -690,6 +707,17 @@ void TestCalls(const Options& options, Report& report) {
                              " wire=" + Name(wire) + " " + Name(data),
                          {call}});
       }
+    }
+    {
+      Call call;
+      call.program = MakeProgram(
+          "x %w; in0 element %w; v0 = sum; v1 = in0; out0 v1 f8e4m3fn; "
+          "out1 v1 f8e5m2; out2 v1 s8; out3 v0 bf16",
+          DType::kF32, 1, random);
+      call.rows = 48;
+      call.hidden = kRoundings / call.rows;
+      call.data = Data::kRoundings;
+      cases.push_back({"roundings ranks=" + std::to_string(ranks), {call}});
     }
     std::vector<Call> all;
     for (const Case& one : cases) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Conversions from float32 to the types of one byte that results may have, as
-// HLO defines them. The run-time compiler reads this file too, so it includes
-// nothing, and what tests on the host say about it holds for the kernel.
+// HLO defines them. The run-time compiler reads this file too, for devices that
+// have no instructions for it, so it includes nothing.
 #ifndef ONESHOT_CUDA_QUANTIZED_FORMATS_H_
 #define ONESHOT_CUDA_QUANTIZED_FORMATS_H_
 
