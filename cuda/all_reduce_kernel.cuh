@@ -47,8 +47,9 @@
 // launches is remembered: any sequence of shapes may share a workspace.
 //
 // Graph replay. The epoch lives in device memory and the kernel itself advances
-// it. Every cluster reads it, then counts itself in; the last to do so knows
-// that all have read it, resets the count and stores the next epoch.
+// it. Every cluster reads it, then counts itself in. The last to do so knows
+// that all have read it, and stores the next epoch; the count, which wraps, is
+// zero again.
 //
 // No deadlock when only a part of a grid is resident. Clusters are dispatched
 // in order of their index and a block pushes everything it has to push before
@@ -84,8 +85,14 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 constexpr int kPairs = kElements / 2;
 constexpr int kTiles = kRows * kTilesPerRow;
 constexpr int kPartials = (kPacketsPerRow + kWarp - 1) / kWarp;
+constexpr int kPaddedPartials = (kPartials + kWarp - 1) / kWarp * kWarp;
 // Whether every packet of a row is full.
 constexpr bool kFull = kHidden % kElements == 0;
+// Whether every thread has all its packets in every tile.
+constexpr bool kAllBusy = kPacketsPerRow == kTilesPerRow * kPackets * kThreads;
+// Whether a block has one tile only. What more would take is left out then: the
+// weights that a decode step reads have pushed the code out of the caches, too.
+constexpr bool kOneTurn = kBlocks == kTiles;
 
 // Marks a word of the workspace that no rank has written yet. As data it is a
 // NaN in float32 and two NaNs in bfloat16 and float16, so another NaN is sent
@@ -96,6 +103,23 @@ constexpr uint32_t kReplacement = kX == kF32 ? 0x7FFFFFFFu : 0x7FFF7FFFu;
 // ---------------------------------------------------------------------------
 // Memory
 
+// Whether the places of a message in both slots are few enough to be kept in
+// the L2, like the epoch, while the weights of the next layers stream through.
+constexpr int64_t kMostKeptBytes = 2 << 20;
+constexpr bool kKept =
+    int64_t{2} * (kRanks - 1) * kRows * kPacketsPerRow * 16 <= kMostKeptBytes;
+
+// For accesses to the workspace.
+__device__ __forceinline__ uint64_t Priority() {
+  uint64_t policy;
+  if (kKept) {
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
+
 // Relaxed accesses at system scope: the weakest that may race with an access
 // from another GPU. They are served by the L2 of the device that owns the
 // memory, never by the L1 of the reader, so a poll sees a peer's store in
@@ -105,19 +129,21 @@ constexpr uint32_t kReplacement = kX == kF32 ? 0x7FFFFFFFu : 0x7FFF7FFFu;
 // acquire and release and no fence is paid for.
 __device__ __forceinline__ uint4 LoadSystem(const uint4* address) {
   uint4 value;
-  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(address)
-               : "memory");
+  asm volatile(
+      "ld.relaxed.sys.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "l"(address), "l"(Priority())
+      : "memory");
   return value;
 }
 
 __device__ __forceinline__ void StoreSystem(uint4* address, uint4 value) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z),
-                 "r"(value.w)
-               : "memory");
+  asm volatile(
+      "st.relaxed.sys.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
+      :
+      : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w),
+        "l"(Priority())
+      : "memory");
 }
 
 // Ordinary loads, but volatile: the compiler must issue them where they are
@@ -148,6 +174,31 @@ __device__ __forceinline__ uint4 LoadNow128(const void* address) {
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(address));
   return value;
+}
+
+__device__ __forceinline__ uint32_t LoadEpoch(const Control& control) {
+  uint32_t epoch;
+  asm volatile("ld.global.L2::cache_hint.u32 %0, [%1], %2;"
+               : "=r"(epoch)
+               : "l"(&control.epoch), "l"(Priority()));
+  return epoch;
+}
+
+__device__ __forceinline__ void StoreEpoch(Control& control, uint32_t epoch) {
+  asm volatile("st.global.L2::cache_hint.u32 [%0], %1, %2;"
+               :
+               : "l"(&control.epoch), "r"(epoch), "l"(Priority())
+               : "memory");
+}
+
+// Counts up to `last`, and from there to zero again. Returns what was there.
+__device__ __forceinline__ uint32_t CountIn(uint32_t* counter, uint32_t last) {
+  uint32_t before;
+  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(last)
+               : "memory");
+  return before;
 }
 
 __device__ __forceinline__ uint64_t Nanoseconds() {
@@ -395,8 +446,8 @@ __device__ __forceinline__ Place Locate(int tile, int p) {
   place.row = row;
   place.packet =
       (tile_in_row * kPackets + p) * kThreads + static_cast<int>(threadIdx.x);
-  place.count = place.packet >= kPacketsPerRow ? 0
-                : kFull                        ? kElements
+  place.count = !kAllBusy && place.packet >= kPacketsPerRow ? 0
+                : kFull                                     ? kElements
                         : min(kElements, kHidden - place.column());
   return place;
 }
@@ -551,6 +602,13 @@ __device__ __forceinline__ int OwnerOf(const Place& place) {
   return (place.row + place.packet / kWarp) % kRanks;
 }
 
+// All peers for k from 1 to kRanks - 1. Each rank begins with another one, so
+// that they do not all send to the same.
+__device__ __forceinline__ int PeerBehind(int rank, int k) {
+  const int peer = rank + k;
+  return peer < kRanks ? peer : peer - kRanks;
+}
+
 // Where a rank writes to in the inboxes of others.
 __device__ __forceinline__ int64_t SlotOf(uint32_t epoch, int writer,
                                           const Place& place) {
@@ -565,10 +623,15 @@ __device__ __forceinline__ void Send(const KernelArguments& args,
                                      uint32_t epoch, const Place& place,
                                      uint4 packet) {
   const int64_t target = SlotOf(epoch, args.rank, place);
+  const auto send = [&](int peer) {
+    StoreSystem(static_cast<uint4*>(args.inboxes[peer]) + target, packet);
+  };
+  if constexpr (kToOwner) {
+    const int owner = OwnerOf(place);
+    if (owner != args.rank) send(owner);
+  } else {
 #pragma unroll
-  for (int r = 0; r < kRanks; ++r) {
-    if (r == args.rank || (kToOwner && r != OwnerOf(place))) continue;
-    StoreSystem(static_cast<uint4*>(args.inboxes[r]) + target, packet);
+    for (int k = 1; k < kRanks; ++k) send(PeerBehind(args.rank, k));
   }
 }
 
@@ -586,14 +649,17 @@ struct Watch {
 
   __device__ __forceinline__ void Turn(const KernelArguments& args,
                                        uint32_t epoch, int peer) {
-    if (++turns % 4096 == 0) Look(args, epoch, peer);
+    if (++turns % 4096 == 0) start = Look(args, epoch, peer, start);
   }
 
-  __device__ __noinline__ void Look(const KernelArguments& args, uint32_t epoch,
-                                    int peer) {
+  // Returns when the wait has begun. Takes no address of a Watch, which would
+  // have to be in memory then.
+  __device__ __noinline__ static uint64_t Look(const KernelArguments& args,
+                                               uint32_t epoch, int peer,
+                                               uint64_t start) {
     const uint64_t now = Nanoseconds();
-    if (start == 0) start = now;
-    if (now - start < args.timeout_ns) return;
+    if (start == 0) return now;
+    if (now - start < args.timeout_ns) return start;
     // One thread of the device reports, which one does not matter, and ends the
     // kernel; the others wait for that, so that no trap overtakes the report.
     while (atomicExch(&args.control->faulted, 1u) != 0) __nanosleep(1000000);
@@ -606,6 +672,7 @@ struct Watch {
     *static_cast<volatile unsigned*>(&args.fault->raised) = 1;
     __threadfence_system();
     __trap();
+    return start;
   }
 };
 
@@ -654,10 +721,10 @@ struct Receiver {
   // that nothing waits for these stores to be issued.
   __device__ __forceinline__ void Clear(const KernelArguments& args) const {
 #pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      if (r == args.rank) continue;
-      if (kTwoShot && owner != args.rank && r != owner) continue;
-      StoreSystem(PlaceOf(r),
+    for (int k = 1; k < kRanks; ++k) {
+      const int peer = PeerBehind(args.rank, k);
+      if (kTwoShot && owner != args.rank && peer != owner) continue;
+      StoreSystem(PlaceOf(peer),
                   make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
     }
   }
@@ -698,10 +765,11 @@ struct Receiver {
   __device__ __forceinline__ uint4 Wait(const KernelArguments& args,
                                         uint32_t epoch, int peer) const {
     Watch watch;
-    uint4 packet = LoadSystem(PlaceOf(peer));
+    const uint4* place = PlaceOf(peer);
+    uint4 packet = LoadSystem(place);
     while (HasSentinel(packet)) {
       watch.Turn(args, epoch, peer);
-      packet = LoadSystem(PlaceOf(peer));
+      packet = LoadSystem(place);
     }
     return packet;
   }
@@ -773,17 +841,19 @@ __device__ __forceinline__ void Accumulate(float& partial, Pair value,
   }
 }
 
-template <Reduction kReduction>
-__device__ __forceinline__ float OverWarp(float value) {
+template <Reduction kReduction, int kLanes>
+__device__ __forceinline__ float OverLanes(float value) {
 #pragma unroll
-  for (int mask = 1; mask < kWarp; mask *= 2) {
+  for (int mask = 1; mask < kLanes; mask *= 2) {
     value = Combine<kReduction>(value, __shfl_xor_sync(kAllLanes, value, mask));
   }
   return value;
 }
 
+// Relaxed: a release would wait until all that the thread has stored so far,
+// pushes included, is acknowledged.
 __device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" : : : "memory");
 }
 __device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
@@ -794,7 +864,7 @@ __device__ __forceinline__ void ClusterWait() {
 // two ahead: for that it needs shares of the reduction in between, which every
 // warp gives after it has taken the result of the one before.
 struct RowShares {
-  float partials[2][kReductions][kPartials];
+  alignas(16) float partials[2][kReductions][kPaddedPartials];
   // Complete when a set is; only in clusters of several blocks. The stores of
   // the shares themselves count on it, so that no block waits for all threads
   // of all others, as it would at a barrier of the cluster.
@@ -819,7 +889,8 @@ struct RowReducer {
   int set = 0;
   uint32_t phases = 0;  // by set: the parity of the use that is next
 
-  // To be followed by a barrier of the cluster.
+  // To be followed by a barrier of the cluster, which may be relaxed: the fence
+  // is made for this.
   __device__ __forceinline__ explicit RowReducer(RowShares& shares)
       : shares(shares) {
     if constexpr (kCluster > 1) {
@@ -841,7 +912,7 @@ struct RowReducer {
                                        const float (&values)[kPackets]) {
 #pragma unroll
     for (int p = 0; p < kPackets; ++p) {
-      const float value = OverWarp<kReduction>(values[p]);
+      const float value = OverLanes<kReduction, kWarp>(values[p]);
       const int lane = threadIdx.x % kWarp;
       const int partial = Locate(tile, p).packet / kWarp;
       if (lane >= kCluster || partial >= kPartials) continue;
@@ -896,50 +967,68 @@ struct RowReducer {
     set ^= 1;
   }
 
+  // Every lane loads four shares, so that there is less to shuffle.
   template <Reduction kReduction>
   __device__ __forceinline__ float Take(int slot) const {
-    float value = Identity<kReduction>();
-    const int lane = threadIdx.x % kWarp;
+    const int lane = threadIdx.x % kTakers * 4;
+    float values[4];
 #pragma unroll
-    for (int partial = 0; partial < kPartials; partial += kWarp) {
-      if (partial + lane < kPartials) {
-        value = Combine<kReduction>(value,
-                                    shares.partials[set][slot][partial + lane]);
+    for (int i = 0; i < 4; ++i) values[i] = Identity<kReduction>();
+#pragma unroll
+    for (int first = 0; first < kPartials; first += kWarp) {
+      const float4 four = *reinterpret_cast<const float4*>(
+          &shares.partials[set][slot][first + lane]);
+      const float loaded[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (first + lane + i < kPartials) {
+          values[i] = Combine<kReduction>(values[i], loaded[i]);
+        }
       }
     }
-    return OverWarp<kReduction>(value);
+    return OverLanes<kReduction, kTakers>(
+        Combine<kReduction>(Combine<kReduction>(values[0], values[1]),
+                            Combine<kReduction>(values[2], values[3])));
   }
+
+ private:
+  static constexpr int kTakers = kWarp / 4;
 };
 
 // ---------------------------------------------------------------------------
 
 template <typename Program>
 __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
-  // All that the first tile needs of this device is asked for before the first
-  // wait of any kind.
-  const uint32_t epoch = LoadNow32(&args.control->epoch);
+  __shared__ RowShares shares;
+  RowReducer reducer(shares);
+  // First what the peers wait for. All else that the first tile needs is asked
+  // for behind the push, but before the first wait for a peer. Often it is not
+  // in the L2, and were it asked for earlier, the push would wait for it: the
+  // machine has few ways to tell which of its loads have ended.
   uint4 own[kPackets];
 #pragma unroll
   for (int p = 0; p < kPackets; ++p) {
     own[p] = LoadPacket(args, Locate(blockIdx.x, p));
   }
+  const uint32_t epoch = LoadEpoch(*args.control);
   Program program(args);
-  program.Load(args, blockIdx.x);
 
 #pragma unroll
   for (int p = 0; p < kPackets; ++p) {
     Push(args, epoch, Locate(blockIdx.x, p), own[p]);
   }
-  for (int tile = blockIdx.x + kBlocks; tile < kTiles; tile += kBlocks) {
+  program.Open(args);
+  program.Load(args, blockIdx.x);
+  if constexpr (!kOneTurn) {
+    for (int tile = blockIdx.x + kBlocks; tile < kTiles; tile += kBlocks) {
 #pragma unroll
-    for (int p = 0; p < kPackets; ++p) {
-      const Place place = Locate(tile, p);
-      Push(args, epoch, place, LoadPacket(args, place));
+      for (int p = 0; p < kPackets; ++p) {
+        const Place place = Locate(tile, p);
+        Push(args, epoch, place, LoadPacket(args, place));
+      }
     }
   }
 
-  __shared__ RowShares shares;
-  RowReducer reducer(shares);
   // The addresses above depend on the epoch, so every thread that uses it has
   // it in a register by now and the cluster may say so. Relaxed is enough: the
   // word that the last arrival allows to be overwritten is not read again by
@@ -953,17 +1042,11 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
     ClusterWait();
   }
   const bool counts = threadIdx.x == 0 && blockIdx.x % kCluster == 0;
-  unsigned arrival = 0;
-  if (counts) arrival = atomicAdd(&args.control->arrived, 1u);
+  constexpr uint32_t kLast = kBlocks / kCluster - 1;
+  uint32_t arrival = 0;
+  if (counts) arrival = CountIn(&args.control->arrived, kLast);
 
-  for (int tile = blockIdx.x; tile < kTiles; tile += kBlocks) {
-    if (tile != blockIdx.x) {
-#pragma unroll
-      for (int p = 0; p < kPackets; ++p) {
-        own[p] = LoadPacket(args, Locate(tile, p));
-      }
-      program.Load(args, tile);
-    }
+  for (int tile = blockIdx.x;;) {
     if constexpr (kTwoShot) {
       // All of them before the first wait for a sum.
 #pragma unroll
@@ -975,12 +1058,18 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
       }
     }
     program.Run(args, epoch, tile, own, reducer);
+    tile += kBlocks;
+    if (kOneTurn || tile >= kTiles) break;
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) {
+      own[p] = LoadPacket(args, Locate(tile, p));
+    }
+    program.Load(args, tile);
   }
 
-  if (counts && arrival == kBlocks / kCluster - 1) {
-    args.control->arrived = 0;
-    args.control->epoch = epoch + 1;
-  }
+  // Not earlier: the compiler would compare, and so wait, right away.
+  asm volatile("" : "+r"(arrival));
+  if (counts && arrival == kLast) StoreEpoch(*args.control, epoch + 1);
 }
 
 }  // namespace oneshot

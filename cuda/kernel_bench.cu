@@ -3,10 +3,15 @@
 // Time of one call inside a CUDA graph, without XLA.
 //
 //   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64] [--tune]
+//                [--cold] [--only NAME]
 //
 // With --tune, every tuning that fits instead of the one in use. One rank per
 // device. A line per case: the median over the samples of the slowest rank's
 // time per call.
+//
+// With --cold, as between the GEMMs of a decode step: before each call a kernel
+// reads so much that nothing else is left in the L2, and another writes x. What
+// these take by themselves is subtracted.
 //
 // What no such kernel can do without is timed too: the launch of as many
 // blocks, reading x and writing as much, and the trip of a packet from a rank
@@ -38,12 +43,27 @@ constexpr int kSamples = 51;
 
 constexpr int kTrips = 1000;  // there and back
 
+// More than the L2 of an H200 holds.
+constexpr size_t kFlushBytes = size_t{96} << 20;
+
 __global__ void Nothing() {}
 
 // Reads and writes a message, and no more.
 __global__ void Copy(const uint4* x, uint4* out, int packets) {
   const int packet = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (packet < packets) out[packet] = x[packet];
+}
+
+// Reads much.
+__global__ void Flush(const uint4* memory, int packets, uint4* never) {
+  uint4 any = {};
+  const int step = static_cast<int>(gridDim.x * blockDim.x);
+  for (int packet = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+       packet < packets; packet += step) {
+    const uint4 read = memory[packet];
+    any.x |= read.x | read.y | read.z | read.w;
+  }
+  if (any.x != 0) *never = any;  // it is all zero
 }
 
 // Throws a packet to and fro. The kernel that serves has the time of it all.
@@ -84,7 +104,8 @@ struct Timed {
 using Enqueue = std::function<void(const VirtualRank&)>;
 
 // Microseconds per call.
-double Measure(const VirtualRanks& ranks, const Enqueue& enqueue) {
+double Measure(const VirtualRanks& ranks, const Enqueue& enqueue,
+               int launches = kLaunches) {
   std::vector<Timed> timed(ranks.size());
   for (int r = 0; r < ranks.size(); ++r) {
     const VirtualRank& rank = ranks[r];
@@ -106,7 +127,7 @@ double Measure(const VirtualRanks& ranks, const Enqueue& enqueue) {
       ranks[r].MakeCurrent();
       ONESHOT_CHECK_CUDA(cudaEventRecord(timed[r].start, ranks[r].stream));
     }
-    for (int launch = 0; launch < kLaunches; ++launch) {
+    for (int launch = 0; launch < launches; ++launch) {
       for (int r = 0; r < ranks.size(); ++r) {
         ranks[r].MakeCurrent();
         ONESHOT_CHECK_CUDA(
@@ -126,7 +147,7 @@ double Measure(const VirtualRanks& ranks, const Enqueue& enqueue) {
           cudaEventElapsedTime(&milliseconds, timed[r].start, timed[r].stop));
       slowest = std::max(slowest, milliseconds);
     }
-    if (sample >= 0) samples.push_back(slowest * 1e3 / (kNodes * kLaunches));
+    if (sample >= 0) samples.push_back(slowest * 1e3 / (kNodes * launches));
   }
   for (int r = 0; r < ranks.size(); ++r) {
     ranks[r].MakeCurrent();
@@ -186,6 +207,46 @@ double MeasureTrip(const VirtualRank& server, const VirtualRank& client) {
   ONESHOT_CHECK_CUDA(cudaFreeHost(elapsed_ns));
   return trip;
 }
+
+// Enqueues what is between two calls with --cold, for messages of so many
+// bytes.
+class Cooler {
+ public:
+  Cooler(const VirtualRanks& ranks, size_t bytes) : bytes_(bytes) {
+    for (int r = 0; r < ranks.size(); ++r) {
+      ranks[r].MakeCurrent();
+      char* memory = nullptr;
+      ONESHOT_CHECK_CUDA(cudaMalloc(&memory, kFlushBytes + bytes));
+      ONESHOT_CHECK_CUDA(cudaMemset(memory, 0, kFlushBytes + bytes));
+      ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
+      memory_.push_back(memory);
+    }
+  }
+  ~Cooler() {
+    for (char* memory : memory_) cudaFree(memory);
+  }
+  Cooler(const Cooler&) = delete;
+  Cooler& operator=(const Cooler&) = delete;
+
+  void operator()(const VirtualRank& rank, const void* x) const {
+    constexpr int kThreads = 512;
+    char* memory = memory_[rank.view.rank];
+    Flush<<<2 * rank.traits.limits.multiprocessors, kThreads, 0, rank.stream>>>(
+        reinterpret_cast<uint4*>(memory),
+        static_cast<int>(kFlushBytes / sizeof(uint4)),
+        reinterpret_cast<uint4*>(memory + kFlushBytes));
+    ONESHOT_CHECK_CUDA(cudaGetLastError());
+    const int packets = static_cast<int>(bytes_ / sizeof(uint4));
+    Copy<<<(packets + kThreads - 1) / kThreads, kThreads, 0, rank.stream>>>(
+        reinterpret_cast<uint4*>(memory + kFlushBytes),
+        static_cast<uint4*>(const_cast<void*>(x)), packets);
+    ONESHOT_CHECK_CUDA(cudaGetLastError());
+  }
+
+ private:
+  size_t bytes_;
+  std::vector<char*> memory_;  // by rank
+};
 
 // The programs that are timed. `%a` stands for 1 / hidden.
 struct Case {
@@ -311,7 +372,8 @@ bool IsWasteful(const LaunchPlan& plan) {
 }
 
 void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
-         const std::vector<int>& hiddens, bool tune) {
+         const std::vector<int>& hiddens, bool tune, bool cold,
+         const std::string& only) {
   const VirtualRanks ranks(static_cast<int>(devices.size()), devices,
                            /*first_epoch=*/0);
   std::printf("ranks=%d empty kernel: %.2f us\n", ranks.size(),
@@ -322,13 +384,22 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
     for (const int rows : row_counts) {
       std::printf("ranks=%d [%d,%d] bf16 copy: %.2f us\n", ranks.size(), rows,
                   hidden, MeasureCopy(ranks, size_t{2} * rows * hidden));
+      const std::optional<Cooler> cool =
+          cold ? std::make_optional<Cooler>(ranks, size_t{2} * rows * hidden)
+               : std::nullopt;
       for (const Case& timed : Cases()) {
+        if (!only.empty() && timed.name != only) continue;
         const EpilogueProgram program = ProgramOf(timed, hidden);
         std::vector<RankBuffers> buffers(ranks.size());
         for (int r = 0; r < ranks.size(); ++r) {
           ranks[r].MakeCurrent();
           buffers[r] = Allocate(program, size_t{2} * rows * hidden);
         }
+        const auto cool_down = [&](const VirtualRank& rank) {
+          if (cool) (*cool)(rank, buffers[rank.view.rank].call.x);
+        };
+        const int launches = cool ? 2 : kLaunches;
+        const double between = cool ? Measure(ranks, cool_down, launches) : 0;
         for (const std::optional<Tuning>& tuning : Tunings(tune)) {
           const DeviceTraits& device = ranks[0].traits;
           const std::optional<LaunchPlan> plan =
@@ -348,18 +419,22 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
             ranks[r].MakeCurrent();
             ONESHOT_CHECK_CUDA(LoadKernel(*kernel));
           }
-          const double time = Measure(ranks, [&](const VirtualRank& rank) {
-            ONESHOT_CHECK_CUDA(LaunchAllReduce(*kernel,
-                                               buffers[rank.view.rank].call,
-                                               rank.view, 0, rank.stream));
-          });
+          const double time = Measure(
+              ranks,
+              [&](const VirtualRank& rank) {
+                cool_down(rank);
+                ONESHOT_CHECK_CUDA(LaunchAllReduce(*kernel,
+                                                   buffers[rank.view.rank].call,
+                                                   rank.view, 0, rank.stream));
+              },
+              launches);
           const double launch = MeasureLaunch(
               ranks, plan->blocks, plan->tuning.threads, plan->tuning.cluster);
           std::printf(
               "ranks=%d [%d,%d] bf16 %s: %.2f us, launch alone %.2f us  (%d "
               "blocks of %d, %d packets a thread, clusters of %d, %s)\n",
-              ranks.size(), rows, hidden, timed.name.c_str(), time, launch,
-              plan->blocks, plan->tuning.threads, plan->tuning.packets,
+              ranks.size(), rows, hidden, timed.name.c_str(), time - between,
+              launch, plan->blocks, plan->tuning.threads, plan->tuning.packets,
               plan->tuning.cluster,
               plan->tuning.two_shot ? "two shots" : "one shot");
           std::fflush(stdout);
@@ -382,6 +457,8 @@ int main(int argc, char** argv) {
   std::vector<int> rows = {1, 8, 32, 64, 128};
   std::vector<int> hidden = {8192};
   bool tune = false;
+  bool cold = false;
+  std::string only;
   for (int i = 1; i < argc; ++i) {
     const bool has_value = i + 1 < argc;
     if (std::strcmp(argv[i], "--devices") == 0 && has_value) {
@@ -394,10 +471,14 @@ int main(int argc, char** argv) {
       oneshot::SetNvrtcPath(argv[++i]);
     } else if (std::strcmp(argv[i], "--tune") == 0) {
       tune = true;
+    } else if (std::strcmp(argv[i], "--cold") == 0) {
+      cold = true;
+    } else if (std::strcmp(argv[i], "--only") == 0 && has_value) {
+      only = argv[++i];
     } else {
       std::fprintf(stderr,
                    "usage: %s [--devices 0,1] [--rows 1,8] [--hidden 8192] "
-                   "[--nvrtc DIR] [--tune]\n",
+                   "[--nvrtc DIR] [--tune] [--cold] [--only NAME]\n",
                    argv[0]);
       return 2;
     }
@@ -406,6 +487,6 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "the devices cannot access each other\n");
     return 2;
   }
-  oneshot::Run(devices, rows, hidden, tune);
+  oneshot::Run(devices, rows, hidden, tune, cold, only);
   return 0;
 }

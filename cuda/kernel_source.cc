@@ -76,6 +76,7 @@ class ProgramWriter {
     out_ << "struct Program {\n";
     WriteMembers();
     WriteConstructor();
+    WriteOpen();
     WriteLoad();
     WriteRun();
     out_ << "};\n";
@@ -107,6 +108,7 @@ class ProgramWriter {
     for (int o = 0; o < Operands(); ++o) {
       const Operand& operand = program_.operands[o];
       out_ << "  const void* base" << o << ";\n";
+      if (operand.slices > 0) out_ << "  int slice" << o << ";\n";
       if (IsPacked(operand)) {
         out_ << "  Raw<" << TypeName(operand.dtype) << "> " << In(o)
              << "[kPackets];\n";
@@ -118,8 +120,22 @@ class ProgramWriter {
 
   int Operands() const { return static_cast<int>(program_.operands.size()); }
 
+  // Asks for the indices of slices.
   void WriteConstructor() {
     out_ << "  __device__ __forceinline__ explicit Program("
+            "const KernelArguments& args) {\n";
+    for (int o = 0; o < Operands(); ++o) {
+      const Operand& operand = program_.operands[o];
+      if (operand.slices == 0) continue;
+      out_ << "    slice" << o << " = static_cast<int>(LoadNow32(args.indices["
+           << operand.index << "]));\n";
+    }
+    out_ << "  }\n";
+  }
+
+  // Finds the operands, and loads those that are the same for all tiles.
+  void WriteOpen() {
+    out_ << "  __device__ __forceinline__ void Open("
             "const KernelArguments& args) {\n";
     for (int o = 0; o < Operands(); ++o) {
       const Operand& operand = program_.operands[o];
@@ -131,8 +147,7 @@ class ProgramWriter {
                              : operand.extent == Extent::kRow    ? "kRows"
                                                                  : "1";
       out_ << "    base" << o << " = static_cast<const char*>(base" << o
-           << ") + static_cast<int64_t>(min(max(static_cast<int>(LoadNow32("
-           << "args.indices[" << operand.index << "])), 0), "
+           << ") + static_cast<int64_t>(min(max(slice" << o << ", 0), "
            << operand.slices - 1 << ")) * (" << elements << ") * "
            << ByteWidth(operand.dtype) << ";\n";
     }
