@@ -5,9 +5,9 @@
 //   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64] [--tune]
 //                [--cold] [--only NAME]
 //
-// With --tune, every tuning that fits instead of the one in use. One rank per
-// device. A line per case: the median over the samples of the slowest rank's
-// time per call.
+// With --tune, every tuning that fits, and which of them is in use. One rank
+// per device. A line per case: the median over the samples of the slowest
+// rank's time per call.
 //
 // With --cold, as between the GEMMs of a decode step: before each call a kernel
 // reads so much that nothing else is left in the L2, and another writes x. What
@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <optional>
 #include <string>
 #include <utility>
@@ -40,6 +41,7 @@ constexpr int kNodes = 64;     // calls in a graph
 constexpr int kLaunches = 10;  // graphs in a sample, to hide the first skew
 constexpr int kWarmUps = 10;
 constexpr int kSamples = 51;
+constexpr int kTuneSamples = 15;
 
 constexpr int kTrips = 1000;  // there and back
 
@@ -105,7 +107,7 @@ using Enqueue = std::function<void(const VirtualRank&)>;
 
 // Microseconds per call.
 double Measure(const VirtualRanks& ranks, const Enqueue& enqueue,
-               int launches = kLaunches) {
+               int launches = kLaunches, int wanted = kSamples) {
   std::vector<Timed> timed(ranks.size());
   for (int r = 0; r < ranks.size(); ++r) {
     const VirtualRank& rank = ranks[r];
@@ -122,7 +124,7 @@ double Measure(const VirtualRanks& ranks, const Enqueue& enqueue,
     ONESHOT_CHECK_CUDA(cudaStreamSynchronize(rank.stream));
   }
   std::vector<double> samples;
-  for (int sample = -kWarmUps; sample < kSamples; ++sample) {
+  for (int sample = -kWarmUps; sample < wanted; ++sample) {
     for (int r = 0; r < ranks.size(); ++r) {
       ranks[r].MakeCurrent();
       ONESHOT_CHECK_CUDA(cudaEventRecord(timed[r].start, ranks[r].stream));
@@ -348,27 +350,69 @@ double MeasureCopy(const VirtualRanks& ranks, size_t bytes) {
   return time;
 }
 
-// The tunings to time: the one that is in use, or all that fit.
-std::vector<std::optional<Tuning>> Tunings(bool all) {
-  if (!all) return {std::nullopt};
-  std::vector<std::optional<Tuning>> tunings;
+// The plans to time: the one that is in use, or that of every tuning that fits
+// and is not wasteful.
+std::vector<LaunchPlan> PlansOf(const EpilogueProgram& program, int rows,
+                                int hidden, int ranks,
+                                const DeviceLimits& limits, bool tune) {
+  const LaunchPlan used =
+      PlanLaunch(program, rows, hidden, ranks, limits).value();
+  if (!tune) return {used};
+  std::vector<LaunchPlan> plans;
   for (const int cluster : {1, 2, 4, 8}) {
     for (const int threads : {64, 128, 256, 512, 1024}) {
       for (const int packets : {1, 2, 4}) {
+        // Twice the threads that a row has work for. Where all rows are one,
+        // they are the work.
+        if (threads * packets * cluster >= 2 * used.packets_per_row) continue;
         for (const bool two_shot : {false, true}) {
-          tunings.push_back(Tuning{threads, packets, cluster, two_shot});
+          if (two_shot && ranks == 2) continue;  // sends as much, a trip later
+          const std::optional<LaunchPlan> plan =
+              PlanLaunch(program, rows, hidden, ranks, limits,
+                         Tuning{threads, packets, cluster, two_shot});
+          if (plan) plans.push_back(*plan);
         }
       }
     }
   }
-  return tunings;
+  return plans;
 }
 
-// Not worth timing: more than twice the threads that a row has work for.
-bool IsWasteful(const LaunchPlan& plan) {
-  const Tuning& tuning = plan.tuning;
-  return int64_t{tuning.threads} * tuning.packets * tuning.cluster >=
-         2 * int64_t{plan.packets_per_row};
+// Side by side, as each takes a fraction of a second.
+std::vector<const Kernel*> CompileAll(const EpilogueProgram& program,
+                                      const std::vector<LaunchPlan>& plans,
+                                      const VirtualRanks& ranks) {
+  std::vector<std::future<const Kernel*>> futures;
+  for (const LaunchPlan& plan : plans) {
+    futures.push_back(std::async(std::launch::async, [&] {
+      std::string error;
+      const Kernel* kernel =
+          FindOrCompileKernel(program, plan, ranks.size(), /*aligned=*/true,
+                              ranks[0].traits, &error);
+      if (kernel == nullptr) {
+        std::fprintf(stderr, "%s\n", error.c_str());
+        std::exit(1);
+      }
+      return kernel;
+    }));
+  }
+  std::vector<const Kernel*> kernels;
+  for (auto& future : futures) {
+    kernels.push_back(future.get());
+    for (int r = 0; r < ranks.size(); ++r) {
+      ranks[r].MakeCurrent();
+      ONESHOT_CHECK_CUDA(LoadKernel(*kernels.back()));
+    }
+  }
+  return kernels;
+}
+
+std::string Launch(const VirtualRanks& ranks, const LaunchPlan& plan) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "launch alone %.2f us",
+                MeasureLaunch(ranks, plan.blocks, plan.tuning.threads,
+                              plan.tuning.cluster));
+  return text;
 }
 
 void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
@@ -376,6 +420,12 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
          const std::string& only) {
   const VirtualRanks ranks(static_cast<int>(devices.size()), devices,
                            /*first_epoch=*/0);
+  cudaDeviceProp properties;
+  ONESHOT_CHECK_CUDA(cudaGetDeviceProperties(&properties, ranks[0].device));
+  std::printf("on %zu x %s, %d multiprocessors, clusters of %d\n",
+              devices.size(), properties.name,
+              ranks[0].traits.limits.multiprocessors,
+              ranks[0].traits.limits.max_cluster);
   std::printf("ranks=%d empty kernel: %.2f us\n", ranks.size(),
               MeasureLaunch(ranks, /*blocks=*/1, /*threads=*/32, 1));
   std::printf("ranks=%d trip of a packet: %.2f us\n", ranks.size(),
@@ -400,25 +450,12 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
         };
         const int launches = cool ? 2 : kLaunches;
         const double between = cool ? Measure(ranks, cool_down, launches) : 0;
-        for (const std::optional<Tuning>& tuning : Tunings(tune)) {
-          const DeviceTraits& device = ranks[0].traits;
-          const std::optional<LaunchPlan> plan =
-              tuning ? PlanLaunch(program, rows, hidden, ranks.size(),
-                                  device.limits, *tuning)
-                     : PlanLaunch(program, rows, hidden, ranks.size(),
-                                  device.limits);
-          if (!plan || (tuning && IsWasteful(*plan))) continue;
-          std::string error;
-          const Kernel* kernel = FindOrCompileKernel(
-              program, *plan, ranks.size(), /*aligned=*/true, device, &error);
-          if (kernel == nullptr) {
-            std::fprintf(stderr, "%s\n", error.c_str());
-            std::exit(1);
-          }
-          for (int r = 0; r < ranks.size(); ++r) {
-            ranks[r].MakeCurrent();
-            ONESHOT_CHECK_CUDA(LoadKernel(*kernel));
-          }
+        const DeviceLimits& limits = ranks[0].traits.limits;
+        const Tuning used =
+            PlanLaunch(program, rows, hidden, ranks.size(), limits)->tuning;
+        const std::vector<LaunchPlan> plans =
+            PlansOf(program, rows, hidden, ranks.size(), limits, tune);
+        for (const Kernel* kernel : CompileAll(program, plans, ranks)) {
           const double time = Measure(
               ranks,
               [&](const VirtualRank& rank) {
@@ -427,16 +464,17 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
                                                    buffers[rank.view.rank].call,
                                                    rank.view, 0, rank.stream));
               },
-              launches);
-          const double launch = MeasureLaunch(
-              ranks, plan->blocks, plan->tuning.threads, plan->tuning.cluster);
+              launches, tune ? kTuneSamples : kSamples);
+          const LaunchPlan& plan = kernel->plan;
           std::printf(
-              "ranks=%d [%d,%d] bf16 %s: %.2f us, launch alone %.2f us  (%d "
-              "blocks of %d, %d packets a thread, clusters of %d, %s)\n",
+              "ranks=%d [%d,%d] bf16 %s: %.2f us, %s  (%d blocks of %d, %d "
+              "packets a thread, clusters of %d, %s)\n",
               ranks.size(), rows, hidden, timed.name.c_str(), time - between,
-              launch, plan->blocks, plan->tuning.threads, plan->tuning.packets,
-              plan->tuning.cluster,
-              plan->tuning.two_shot ? "two shots" : "one shot");
+              tune ? (plan.tuning == used ? "in use" : "tried")
+                   : Launch(ranks, plan).c_str(),
+              plan.blocks, plan.tuning.threads, plan.tuning.packets,
+              plan.tuning.cluster,
+              plan.tuning.two_shot ? "two shots" : "one shot");
           std::fflush(stdout);
         }
         for (int r = 0; r < ranks.size(); ++r) {

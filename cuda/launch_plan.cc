@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/limits.h"
+#include "cuda/tunings.h"
 
 namespace oneshot {
 namespace {
@@ -62,13 +63,32 @@ int64_t ResidentBlocks(const DeviceLimits& device, int threads) {
          std::max(1, kThreadsPerMultiprocessor / threads);
 }
 
-// By measurement on H200; see docs/benchmarks. One packet a thread is best as
-// long as there are threads: a thread waits for one packet after the other.
-// Small blocks are best as long as all are resident: with a reduction many of
-// them share a row, and with more rows than that fewer, larger ones.
+// The tuning of the next larger shape in the table of measurements, if this is
+// a device like the one they were made on.
+const Tuning* FindMeasured(const Shape& shape, const DeviceLimits& device) {
+  if (!shape.reduces || device.multiprocessors != kMeasuredOn.multiprocessors ||
+      device.max_cluster != kMeasuredOn.max_cluster) {
+    return nullptr;
+  }
+  const Measured* found = nullptr;
+  for (const Measured& measured : kMeasured) {
+    if (measured.packets < shape.packets) continue;
+    if (found != nullptr && measured.packets > found->packets) break;
+    found = &measured;
+    if (measured.rows >= shape.rows) break;
+  }
+  return found == nullptr ? nullptr : &found->tuning;
+}
+
+// What was measured, or else a rule that comes close to it. One packet a thread
+// is best as long as there are threads: a thread waits for one packet after the
+// other. Small blocks are best as long as all are resident: with a reduction
+// many of them share a row, and with more rows than that fewer, larger ones.
 Tuning Choose(const Shape& shape, const DeviceLimits& device) {
   Tuning tuning = {kSmallBlock, /*packets=*/1, /*cluster=*/1};
-  if (!shape.reduces) {
+  if (const Tuning* measured = FindMeasured(shape, device)) {
+    tuning = *measured;
+  } else if (!shape.reduces) {
     while (tuning.threads < kMaxThreads &&
            shape.rows * CeilDivide(shape.packets, tuning.threads) >
                ResidentBlocks(device, kSmallBlock)) {

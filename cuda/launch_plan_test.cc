@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <iterator>
 #include <string>
 
 #include "cuda/limits.h"
+#include "cuda/tunings.h"
 
 namespace oneshot {
 namespace {
@@ -43,6 +45,44 @@ TEST(LaunchPlanTest, ClusterTakesARow) {
   EXPECT_EQ(plan->tuning, (Tuning{128, 1, 8}));
   EXPECT_EQ(plan->tiles_per_row, 8);
   EXPECT_EQ(plan->blocks, 64);
+}
+
+// Every choice of the table, for the shape that it was measured for.
+TEST(LaunchPlanTest, MeasuredTunings) {
+  for (const Measured& measured : kMeasured) {
+    const auto plan = PlanLaunch(Norm("bf16"), measured.rows,
+                                 8 * measured.packets, 2, kMeasuredOn);
+    ASSERT_TRUE(plan.has_value());
+    EXPECT_EQ(plan->tuning, measured.tuning)
+        << measured.rows << " rows of " << measured.packets;
+  }
+}
+
+TEST(LaunchPlanTest, TheNextLargerShapeThatWasMeasured) {
+  const auto tuning = [](int64_t rows, int64_t packets) {
+    return PlanLaunch(Norm("bf16"), rows, 8 * packets, 2, kMeasuredOn)->tuning;
+  };
+  for (size_t i = 0; i + 1 < std::size(kMeasured); ++i) {
+    const Measured& smaller = kMeasured[i];
+    const Measured& larger = kMeasured[i + 1];
+    if (larger.packets != smaller.packets) {
+      EXPECT_LT(smaller.packets, larger.packets);
+      // More rows than any that were measured.
+      EXPECT_EQ(tuning(smaller.rows + 1, smaller.packets), smaller.tuning);
+      continue;
+    }
+    EXPECT_LT(smaller.rows, larger.rows);
+    EXPECT_EQ(tuning(smaller.rows + 1, smaller.packets), larger.tuning);
+    EXPECT_EQ(tuning(larger.rows, larger.packets - 1), larger.tuning);
+  }
+}
+
+// Longer rows than any that were measured, and other devices.
+TEST(LaunchPlanTest, NothingMeasured) {
+  EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 32768, 2, kH100)->tuning,
+            (Tuning{512, 1, 8}));
+  EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 8192, 2, {66, 8})->tuning,
+            (Tuning{128, 1, 8}));
 }
 
 TEST(LaunchPlanTest, WithoutClustersABlockTakesARow) {
