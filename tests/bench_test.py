@@ -13,10 +13,11 @@ from oneshot import bench
 from oneshot.bench import profile
 
 
-def test_op_in_a_device_loop(tmp_path: Path) -> None:
+def test_op(tmp_path: Path) -> None:
     samples = tmp_path / "bench.json"
     command = [sys.executable, "-m", "oneshot", "bench", "--models", "op", "--batches", "1"]
-    options = ["--loops", "device", "--rounds", "2", "--profile", "--json", str(samples)]
+    options = ["--loops", "device", "moving", "--rounds", "2", "--profile", "--json", str(samples)]
+    options += ["--hidden", "256", "--dtypes", "f32"]
     done = subprocess.run(
         [*command, *options],
         env=emulation.environment(),
@@ -25,20 +26,23 @@ def test_op_in_a_device_loop(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "| op | 1 | device |" in done.stdout
+    assert "| op, f32 of 256 | 1 | device |" in done.stdout
     assert "| 16 of 16 |" in done.stdout
     assert "  oneshot: 0.0 graph launches" in done.stdout  # there are none without a GPU
-    (row,) = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert "| op, f32 of 256 | 1 | moving |" in done.stdout
+    row, _ = [json.loads(line) for line in samples.read_text().splitlines()]
     assert row["layers"] == 16
     assert {arm: len(times) for arm, times in row["times"].items()} == {
         "stock": 2,
         "nccl": 2,
+        "nccl symmetric": 2,
         "oneshot": 2,
     }
     assert all(time > 0 for times in row["times"].values() for time in times)
 
+    shape = ["--hidden", "256", "--dtype", "f32"]
     drawn = subprocess.run(
-        [sys.executable, "-m", "oneshot.bench.plot", str(samples), "--title", "a < b"],
+        [sys.executable, "-m", "oneshot.bench.plot", str(samples), *shape, "--title", "a < b"],
         capture_output=True,
         text=True,
         check=True,

@@ -83,8 +83,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in ("op", *MODELS)]:
         return _fail(f"no model {unknown[0]!r}; there are op, {', '.join(MODELS)}")
     cases = [
-        bench.Case(model, arguments.layers, batch, loop)
+        bench.Case(model, arguments.layers, batch, loop, hidden, dtype)
         for model in names
+        for hidden in (arguments.hidden if model == "op" else arguments.hidden[:1])
+        for dtype in (arguments.dtypes if model == "op" else arguments.dtypes[:1])
         for batch in arguments.batches
         for loop in arguments.loops
     ]
@@ -153,7 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     measure.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     measure.add_argument("--layers", type=int, default=8, help="of each model")
-    loops = ["device", "python", "wait"]
+    measure.add_argument("--hidden", nargs="+", type=int, default=[8192], help="of op")
+    measure.add_argument(
+        "--dtypes", nargs="+", default=["bf16"], choices=["bf16", "f16", "f32"], help="of op"
+    )
+    loops = ["device", "python", "wait", "moving"]
     measure.add_argument("--loops", nargs="+", default=loops, choices=loops)
     measure.add_argument("--devices", type=int, default=2, help="GPUs to use")
     measure.add_argument("--rounds", type=int, default=11, help="samples of each arm")

@@ -25,6 +25,12 @@ ARMS = {
         "ONESHOT": "0",
         "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE",
     },
+    # The same, in memory that NCCL's kernels of lowest latency can use.
+    "nccl symmetric": {
+        "ONESHOT": "0",
+        "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE "
+        "--xla_gpu_experimental_enable_nccl_symmetric_buffers=true",
+    },
     "oneshot": {"ONESHOT": "1"},
 }
 """Name of each arm and what it adds to the environment."""
@@ -39,14 +45,24 @@ class Case:
         residual and RMSNorm.
       layers: of the model; the times are per layer.
       batch: sequences, with one new token each.
-      loop: "device" (many steps in one program), "python" (a call a step, its state donated) or
-        "wait" (the same, but each step is waited for, as by a server that sends every token).
+      loop: "device" (many steps in one program), "python" (a call a step, its state donated),
+        "wait" (the same, but each step is waited for, as by a server that sends every token) or
+        "moving" (a call a step, but only caches are donated, so that other buffers move).
+      hidden: elements of a row, of "op"; models have their own.
+      dtype: "bf16", "f16" or "f32", of "op"; models are in bf16.
     """
 
     model: str
     layers: int
     batch: int
     loop: str
+    hidden: int = 8192
+    dtype: str = "bf16"
+
+    @property
+    def name(self) -> str:
+        """What the table calls the program."""
+        return f"op, {self.dtype} of {self.hidden}" if self.model == "op" else self.model
 
 
 def environment(arm: str, autotuned: str) -> dict[str, str]:
@@ -168,7 +184,7 @@ def run(
     arms = [Arm(name, devices, autotuned) for name in ARMS]
     try:
         for case in cases:
-            name = f"{case.model}, batch {case.batch}, {case.loop} loop"
+            name = f"{case.name}, batch {case.batch}, {case.loop} loop"
             progress(f"{name}: compiling")
             prepared = {arm.name: arm.ask(do="prepare", **asdict(case)) for arm in arms}
             layers = prepared["oneshot"]["layers"]
@@ -201,9 +217,7 @@ def line(row: Row) -> str:
     """A row of the table: microseconds per layer."""
     cells = " | ".join(f"{row.median(arm):.1f}" for arm in ARMS)
     case = row.case
-    return (
-        f"| {case.model} | {case.batch} | {case.loop} | {cells} | {row.ratio:.2f} | {row.fused} |"
-    )
+    return f"| {case.name} | {case.batch} | {case.loop} | {cells} | {row.ratio:.2f} | {row.fused} |"
 
 
 def profile_lines(row: Row) -> Iterator[str]:

@@ -14,8 +14,18 @@ from xml.sax.saxutils import escape
 
 from oneshot.bench import ARMS
 
-COLORS = {"stock": "#9aa5b1", "nccl": "#cbd2d9", "oneshot": "#2f6f4f"}
-NAMES = {"stock": "stock XLA", "nccl": "stock XLA, NCCL", "oneshot": "Oneshot"}
+COLORS = {
+    "stock": "#7b8794",
+    "nccl": "#9aa5b1",
+    "nccl symmetric": "#cbd2d9",
+    "oneshot": "#2f6f4f",
+}
+NAMES = {
+    "stock": "stock XLA",
+    "nccl": "stock, NCCL",
+    "nccl symmetric": "stock, NCCL symmetric",
+    "oneshot": "Oneshot",
+}
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 50, 60, 50
 
 
@@ -65,13 +75,18 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", default="op")
     parser.add_argument("--loop", default="device")
+    parser.add_argument("--hidden", type=int, default=8192, help="of op")
+    parser.add_argument("--dtype", default="bf16", help="of op")
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.file.read_text().splitlines()]
+    wanted = {"model": arguments.model, "loop": arguments.loop}
+    if arguments.model == "op":
+        wanted |= {"hidden": arguments.hidden, "dtype": arguments.dtype}
     groups = {
         str(row["case"]["batch"]): {arm: statistics.median(row["times"][arm]) for arm in ARMS}
         for row in sorted(rows, key=lambda row: row["case"]["batch"])
-        if (row["case"]["model"], row["case"]["loop"]) == (arguments.model, arguments.loop)
+        if row["case"].items() >= wanted.items()
     }
     if not groups:
         sys.exit(f"{arguments.file} has no {arguments.model} in a {arguments.loop} loop")

@@ -22,14 +22,16 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from oneshot import bench
 from oneshot.bench import models, profile
 
 STEPS = 64
 """Steps of a sample."""
 
-OP_HIDDEN = 8192
 OPS = 16
 """All-reduces in a row of the "op" case."""
+
+DTYPES = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32}
 
 
 class Program:
@@ -48,6 +50,8 @@ class Program:
         weights: object,
         state: tuple[jax.Array, ...],
         loop: str,
+        *,
+        caches: tuple[int, ...] = (),
     ):
         """Compiles and runs it.
 
@@ -57,10 +61,11 @@ class Program:
           weights: what steps only read.
           state: what the first step begins with.
           loop: see `oneshot.bench.Case`.
+          caches: which parts of the state any server would donate.
         """
 
-        def many(weights, state):
-            return lax.fori_loop(0, STEPS, lambda _, state: step(weights, state), state)
+        def many(weights, *state):
+            return lax.fori_loop(0, STEPS, lambda _, state: step(weights, *state), state)
 
         self.layers = layers
         self._weights = weights
@@ -68,11 +73,14 @@ class Program:
         self._calls = 1 if loop == "device" else STEPS
         self._waits = loop == "wait"
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        # The state is donated, as a server would: caches and all stay where they are.
+        # Usually all is donated: caches and everything else stay where they are.
+        donated = caches if loop == "moving" else range(len(state))
         program = jax.jit(
-            many if loop == "device" else step, donate_argnums=1, out_shardings=shardings
+            many if loop == "device" else step,
+            donate_argnums=[1 + i for i in donated],
+            out_shardings=shardings,
         )
-        lowered = program.lower(weights, state)
+        lowered = program.lower(weights, *state)
         start = time.perf_counter()
         self._compiled = lowered.compile()
         self.compile_s = time.perf_counter() - start
@@ -87,7 +95,7 @@ class Program:
         state = jax.block_until_ready(jax.tree.map(jnp.copy, self._state))
         start = time.perf_counter()
         for _ in range(self._calls):
-            state = self._compiled(self._weights, state)
+            state = self._compiled(self._weights, *state)
             if self._waits:
                 jax.block_until_ready(state)
         jax.block_until_ready(state)
@@ -104,11 +112,13 @@ class Program:
 
 
 @functools.cache
-def maker(mesh: Mesh, shape: tuple[int, ...], spec: P) -> Callable[..., jax.Array]:
-    """A compiled function that makes bf16 arrays of a shape on the devices."""
+def maker(
+    mesh: Mesh, shape: tuple[int, ...], spec: P, dtype: str = "bf16"
+) -> Callable[..., jax.Array]:
+    """A compiled function that makes arrays of a shape on the devices."""
 
     def make(seed, scale):
-        return (jax.random.normal(jax.random.key(seed), shape) * scale).astype(jnp.bfloat16)
+        return (jax.random.normal(jax.random.key(seed), shape) * scale).astype(DTYPES[dtype])
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, spec))
 
@@ -135,19 +145,18 @@ def decode(mesh: Mesh, model: str, layers: int, batch: int, loop: str) -> Progra
     h = filled((batch, config.hidden), P(), 1.0)
     position = jax.device_put(np.int32(0), NamedSharding(mesh, P()))
 
-    def step(weights, state):
-        h, caches, position = state
+    def step(weights, h, caches, position):
         h, caches = models.step(config, weights, h, caches, position)
         return h, caches, position + 1
 
-    return Program(layers, step, weights, (h, caches, position), loop)
+    return Program(layers, step, weights, (h, caches, position), loop, caches=(1,))
 
 
-def op(mesh: Mesh, batch: int, loop: str) -> Program:
+def op(mesh: Mesh, batch: int, loop: str, hidden: int, dtype: str) -> Program:
     """All-reduce, residual and RMSNorm, again and again."""
-    gain = maker(mesh, (OP_HIDDEN,), P())(0, 1.0)
-    x = maker(mesh, (mesh.size, batch, OP_HIDDEN), P("tp"))(1, 1.0)
-    h = maker(mesh, (batch, OP_HIDDEN), P())(2, 1.0)
+    gain = maker(mesh, (hidden,), P(), dtype)(0, 1.0)
+    x = maker(mesh, (mesh.size, batch, hidden), P("tp"), dtype)(1, 1.0)
+    h = maker(mesh, (batch, hidden), P(), dtype)(2, 1.0)
 
     @functools.partial(
         jax.shard_map,
@@ -164,7 +173,7 @@ def op(mesh: Mesh, batch: int, loop: str) -> Program:
             x = (f.astype(h.dtype) * gain)[None]
         return x, h
 
-    return Program(OPS, lambda gain, state: blocks(gain, *state), gain, (x, h), loop)
+    return Program(OPS, blocks, gain, (x, h), loop)
 
 
 def main() -> None:
@@ -181,11 +190,11 @@ def main() -> None:
                 answer = program.profile()
             else:
                 program = None  # frees its memory first
-                model = request.pop("model")
-                if model == "op":
-                    program = op(mesh, request["batch"], request["loop"])
+                case = bench.Case(**request)
+                if case.model == "op":
+                    program = op(mesh, case.batch, case.loop, case.hidden, case.dtype)
                 else:
-                    program = decode(mesh, model, **request)
+                    program = decode(mesh, case.model, case.layers, case.batch, case.loop)
                 answer = {
                     "layers": program.layers,
                     "compile_s": program.compile_s,
