@@ -193,8 +193,10 @@ def cycles(count: int) -> Results:
         factor = 50 + cycle
         program = Program(mesh, "a", factor, (1 + cycle % 4, 64))
         want = layer_on_host(program.on_host, ranks, factor)
-        for shard in program.call(program.start).addressable_shards:
-            np.testing.assert_array_equal(shard.data, want[shard.index])
+        # XLA makes a CUDA graph of the second run.
+        for _ in range(3):
+            for shard in program.call(program.start).addressable_shards:
+                np.testing.assert_array_equal(shard.data, want[shard.index])
         del program
         jax.clear_caches()
         gc.collect()
