@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 HIDDEN = (2048, 4096, 8192, 16384)
-ROWS = (1, 4, 16, 32, 64, 128, 256)
+ROWS = (1, 8, 32, 64, 128, 256)
 # A choice that is in use stays unless another one is faster by more than what two measurements of
 # the same differ by.
 NOISE = 1.02
