@@ -258,7 +258,8 @@ def ranks(log: Log) -> None:
     """Groups of up to eight, subgroups and meshes among them; some processes with two GPUs."""
     layouts = {f"{count} ranks": process_group.one_each(count) for count in (3, 4, 8)}
     if process_group.count_gpus() > 1:
-        layouts |= {"2 processes with 2 GPUs": [[0, 1], [0, 1]], "2 GPUs and 1": [[0, 1], [0]]}
+        # With other numbers of GPUs in each process, XLA itself compiles nothing.
+        layouts |= {"2 processes with 2 GPUs": [[0, 1], [0, 1]]}
     for what, layout in layouts.items():
         layers(log, what, layout, WORKER_STEPS="100")
     for part in ("ahead", "meshes"):

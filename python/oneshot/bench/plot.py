@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bar chart of what `python -m oneshot bench --json` has written.
 
-python -m oneshot.bench.plot bench.json --model op --title "..." >chart.svg
+python -m oneshot.bench.plot bench.json --models op --title "..." >chart.svg
 """
 
 import argparse
@@ -26,15 +26,16 @@ NAMES = {
     "nccl symmetric": "stock, NCCL symmetric",
     "oneshot": "Oneshot",
 }
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 320, 50, 60, 50
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 900, 320, 50, 60, 50
 
 
-def chart(groups: dict[str, dict[str, float]], title: str) -> Iterator[str]:
+def chart(groups: dict[str, dict[str, float]], title: str, axis: str) -> Iterator[str]:
     """Lines of an SVG.
 
     Args:
       groups: microseconds by arm, by the label of a group of bars.
       title: what is shown.
+      axis: what the labels are.
     """
     largest = max(max(times.values()) for times in groups.values())
     height = HEIGHT - TOP - BOTTOM
@@ -47,7 +48,7 @@ def chart(groups: dict[str, dict[str, float]], title: str) -> Iterator[str]:
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
     yield f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{escape(title)}</text>'
     for i, (arm, name) in enumerate(NAMES.items()):
-        x = LEFT + i * 150
+        x = LEFT + i * 165
         yield f'<rect x="{x}" y="34" width="12" height="12" fill="{COLORS[arm]}"/>'
         yield f'<text x="{x + 18}" y="44">{name}</text>'
     for g, (label, times) in enumerate(groups.items()):
@@ -60,37 +61,44 @@ def chart(groups: dict[str, dict[str, float]], title: str) -> Iterator[str]:
             )
             yield (
                 f'<text x="{x + bar * 0.46:.1f}" y="{y - 4:.1f}" text-anchor="middle" '
-                f'font-size="11">{times[arm]:.1f}</text>'
+                f'font-size="11">{times[arm]:.{1 if times[arm] < 100 else 0}f}</text>'
             )
         middle = LEFT + g * slot + bar * len(ARMS) / 2
         yield f'<text x="{middle:.1f}" y="{HEIGHT - 28}" text-anchor="middle">{label}</text>'
     yield f'<text x="{LEFT - 8}" y="{TOP - 4}" text-anchor="end">us</text>'
-    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">tokens</text>'
+    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(axis)}</text>'
     yield "</svg>"
 
 
 def main() -> None:
-    """Writes the chart of one model and loop to stdout."""
+    """Writes the chart of one kind of loop to stdout: a group for each model and batch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", default="op")
+    parser.add_argument("--models", nargs="+", default=["op"])
+    parser.add_argument("--layers", type=int, default=8, help="of models")
     parser.add_argument("--loop", default="device")
     parser.add_argument("--hidden", type=int, default=8192, help="of op")
     parser.add_argument("--dtype", default="bf16", help="of op")
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.file.read_text().splitlines()]
-    wanted = {"model": arguments.model, "loop": arguments.loop}
-    if arguments.model == "op":
-        wanted |= {"hidden": arguments.hidden, "dtype": arguments.dtype}
-    groups = {
-        str(row["case"]["batch"]): {arm: statistics.median(row["times"][arm]) for arm in ARMS}
-        for row in sorted(rows, key=lambda row: row["case"]["batch"])
-        if row["case"].items() >= wanted.items()
-    }
+    one = len(arguments.models) == 1
+    groups = {}
+    for model in arguments.models:
+        wanted = {"model": model, "loop": arguments.loop}
+        if model == "op":
+            wanted |= {"hidden": arguments.hidden, "dtype": arguments.dtype}
+        else:
+            wanted |= {"layers": arguments.layers}
+        for row in sorted(rows, key=lambda row: row["case"]["batch"]):
+            if row["case"].items() >= wanted.items():
+                batch = row["case"]["batch"]
+                label = str(batch) if one else f"{model}, {batch}"
+                groups[label] = {arm: statistics.median(row["times"][arm]) for arm in ARMS}
     if not groups:
-        sys.exit(f"{arguments.file} has no {arguments.model} in a {arguments.loop} loop")
-    print("\n".join(chart(groups, arguments.title or arguments.model)))
+        sys.exit(f"{arguments.file} has no {arguments.models[0]} in a {arguments.loop} loop")
+    title = arguments.title or ", ".join(arguments.models)
+    print("\n".join(chart(groups, title, "tokens" if one else "model, sequences")))
 
 
 if __name__ == "__main__":
