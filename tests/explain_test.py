@@ -159,6 +159,12 @@ def test_explain_file(hlo: Path) -> None:
     assert [module.platform for module in found.modules] == ["CUDA"]
 
 
+def test_explain_file_behind_comments(hlo: Path, tmp_path: Path) -> None:
+    commented = tmp_path / "commented.hlo"
+    commented.write_text(f"// One.\n\n  // Two.\n{hlo.read_text()}")
+    assert len(list(explanation.explain_file(commented))) == 2
+
+
 def test_command_line(hlo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     html = tmp_path / "page.html"
     arguments = ["explain", str(hlo), "--platform", "Host", "--html", str(html)]

@@ -118,16 +118,24 @@ def nvrtc() -> list[str]:
     return ["--nvrtc", str(directory)] if directory else []
 
 
+def gpu_counts() -> list[int]:
+    """One GPU, then powers of two, then all."""
+    gpus = process_group.count_gpus()
+    return sorted({1, gpus} | {count for count in (2, 4) if count <= gpus})
+
+
 def kernels(log: Log, binaries: Path) -> None:
-    """The kernel without XLA: virtual ranks on one GPU and on two, and its time in a graph."""
-    several = process_group.count_gpus() > 1
-    for devices in ("0", "0,1")[: 1 + several]:
-        code, _ = log.run([str(binaries / "protocol_test"), "--devices", devices, *nvrtc()])
+    """The kernel without XLA: virtual ranks on one GPU, on two and on all; its time in a graph."""
+    for count in gpu_counts():
+        devices = ",".join(map(str, range(count)))
+        # Ranks with a GPU of their own, as in use, meet more often.
+        replays = ["--replays", "100000"] if count > 2 else []
+        test = [str(binaries / "protocol_test"), "--devices", devices, *replays, *nvrtc()]
+        code, _ = log.run(test)
         log.check(f"protocol test on devices {devices}", code == 0)
-    if not several:
-        return
-    code, _ = log.run([str(binaries / "kernel_bench"), "--devices", "0,1", *nvrtc()])
-    log.check("kernel benchmark", code == 0)
+        if count > 1:
+            code, _ = log.run([str(binaries / "kernel_bench"), "--devices", devices, *nvrtc()])
+            log.check(f"kernel benchmark on devices {devices}", code == 0)
 
 
 def sanitizer(log: Log, binaries: Path) -> None:
@@ -256,8 +264,10 @@ def arrays_of(file: str, processes: int) -> list[dict[str, np.ndarray]]:
 
 def ranks(log: Log) -> None:
     """Groups of up to eight, subgroups and meshes among them; some processes with two GPUs."""
-    layouts = {f"{count} ranks": process_group.one_each(count) for count in (3, 4, 8)}
-    if process_group.count_gpus() > 1:
+    gpus = process_group.count_gpus()
+    counts = {3, 4, 8} | set(range(2, gpus + 1))
+    layouts = {f"{count} ranks": process_group.one_each(count) for count in sorted(counts)}
+    if gpus > 1:
         # With other numbers of GPUs in each process, XLA itself compiles nothing.
         layouts |= {"2 processes with 2 GPUs": [[0, 1], [0, 1]]}
     for what, layout in layouts.items():
@@ -515,9 +525,12 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
 def bench(log: Log, rounds: int) -> None:
     """Programs with and without Oneshot; see docs/benchmarks."""
     command = [sys.executable, "-m", "oneshot", "bench", "--rounds", str(rounds)]
-    options = ["--models", "op", "llama-3-8b /4", "--batches", "1", "8", "--profile"]
-    code, _ = log.run([*command, *options])
-    log.check("benchmark", code == 0)
+    for count in gpu_counts()[1:]:
+        # What fills two GPUs as eight are filled by all of it.
+        model = "llama-3-8b /4" if count == 2 else "llama-3-70b"
+        options = ["--models", "op", model, "--batches", "1", "8", "--profile"]
+        code, _ = log.run([*command, *options, "--devices", str(count)])
+        log.check(f"benchmark on {count} GPUs", code == 0)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ module, and what it makes of it is only looked at.
 import contextlib
 import ctypes
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -109,7 +110,8 @@ def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:
     """Says what Oneshot does to a module in a file.
 
     Args:
-      path: HLO text, a serialized HloModuleProto, or an HloProto as XLA dumps it.
+      path: HLO text, also behind comments, a serialized HloModuleProto, or an HloProto as XLA
+        dumps it.
       platform: "CUDA" or "Host", for which it is to be rewritten. Kernels are not compiled: that
         needs the GPU.
 
@@ -118,8 +120,9 @@ def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:
       OSError: the file can't be read.
     """
     data = Path(path).read_bytes()
-    if data.lstrip().startswith(b"HloModule"):
-        data = hlo_text.without_meshes(data.decode(errors="replace")).encode()
+    text = re.sub(rb"\A(\s*//[^\n]*\n)*\s*", b"", data)
+    if text.startswith(b"HloModule"):
+        data = hlo_text.without_meshes(text.decode(errors="replace")).encode()
     return _explain([data], platform)
 
 
