@@ -265,7 +265,7 @@ def arrays_of(file: str, processes: int) -> list[dict[str, np.ndarray]]:
 def ranks(log: Log) -> None:
     """Groups of up to eight, subgroups and meshes among them; some processes with two GPUs."""
     gpus = process_group.count_gpus()
-    counts = {3, 4, 8} | set(range(2, gpus + 1))
+    counts = {3, 4, 8} | set(range(3, gpus + 1))  # two are what `processes` begins with
     layouts = {f"{count} ranks": process_group.one_each(count) for count in sorted(counts)}
     if gpus > 1:
         # With other numbers of GPUs in each process, XLA itself compiles nothing.
@@ -317,8 +317,9 @@ def model(log: Log) -> None:
             code, out = log.run(
                 [sys.executable, str(MODELS / "llama_reference.py"), *files, *arguments]
             )
-            errors = [float(value) for value in re.findall(r"\.npz (\S+)", out)]
-            stock, _, ours = errors
+            found = [float(value) for value in re.findall(r"\.npz (\S+)", out)]
+            errors = dict(zip(ARMS, found, strict=True))
+            stock, ours = errors["stock"], errors["oneshot"]
             log.check(
                 f"error against float64 {' '.join(extra)}: {ours} to stock's {stock}",
                 code == 0 and ours <= stock * ERROR_RATIO,
