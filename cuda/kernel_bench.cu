@@ -350,21 +350,18 @@ double MeasureCopy(const VirtualRanks& ranks, size_t bytes) {
   return time;
 }
 
-// The plans to time: the one that is in use, or that of every tuning that fits
-// and is not wasteful.
-std::vector<LaunchPlan> PlansOf(const EpilogueProgram& program, int rows,
-                                int hidden, int ranks,
-                                const DeviceLimits& limits, bool tune) {
-  const LaunchPlan used =
-      PlanLaunch(program, rows, hidden, ranks, limits).value();
-  if (!tune) return {used};
+// The plans of every tuning that fits and is not wasteful. A row has so many
+// packets; where all rows are one, it has all of them.
+std::vector<LaunchPlan> AllPlans(const EpilogueProgram& program, int rows,
+                                 int hidden, int ranks,
+                                 const DeviceLimits& limits,
+                                 int packets_per_row) {
   std::vector<LaunchPlan> plans;
   for (const int cluster : {1, 2, 4, 8}) {
     for (const int threads : {64, 128, 256, 512, 1024}) {
       for (const int packets : {1, 2, 4}) {
-        // Twice the threads that a row has work for. Where all rows are one,
-        // they are the work.
-        if (threads * packets * cluster >= 2 * used.packets_per_row) continue;
+        // Twice the threads that a row has work for.
+        if (threads * packets * cluster >= 2 * packets_per_row) continue;
         for (const bool two_shot : {false, true}) {
           if (two_shot && ranks == 2) continue;  // sends as much, a trip later
           const std::optional<LaunchPlan> plan =
@@ -451,10 +448,12 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
         const int launches = cool ? 2 : kLaunches;
         const double between = cool ? Measure(ranks, cool_down, launches) : 0;
         const DeviceLimits& limits = ranks[0].traits.limits;
-        const Tuning used =
-            PlanLaunch(program, rows, hidden, ranks.size(), limits)->tuning;
+        const LaunchPlan used =
+            PlanLaunch(program, rows, hidden, ranks.size(), limits).value();
         const std::vector<LaunchPlan> plans =
-            PlansOf(program, rows, hidden, ranks.size(), limits, tune);
+            tune ? AllPlans(program, rows, hidden, ranks.size(), limits,
+                            used.packets_per_row)
+                 : std::vector<LaunchPlan>{used};
         for (const Kernel* kernel : CompileAll(program, plans, ranks)) {
           const double time = Measure(
               ranks,
@@ -470,7 +469,7 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
               "ranks=%d [%d,%d] bf16 %s: %.2f us, %s  (%d blocks of %d, %d "
               "packets a thread, clusters of %d, %s)\n",
               ranks.size(), rows, hidden, timed.name.c_str(), time - between,
-              tune ? (plan.tuning == used ? "in use" : "tried")
+              tune ? (plan.tuning == used.tuning ? "in use" : "tried")
                    : Launch(ranks, plan).c_str(),
               plan.blocks, plan.tuning.threads, plan.tuning.packets,
               plan.tuning.cluster,

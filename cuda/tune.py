@@ -32,13 +32,6 @@ HEAD = """\
 
 namespace oneshot {{
 
-// The fastest tuning for so many rows, of so many packets, that are reduced.
-struct Measured {{
-  int packets;
-  int rows;
-  Tuning tuning;
-}};
-
 // The device that it was measured on.
 constexpr DeviceLimits kMeasuredOn = {{{multiprocessors}, {cluster}}};
 

@@ -8,13 +8,6 @@
 
 namespace oneshot {
 
-// The fastest tuning for so many rows, of so many packets, that are reduced.
-struct Measured {
-  int packets;
-  int rows;
-  Tuning tuning;
-};
-
 // The device that it was measured on.
 constexpr DeviceLimits kMeasuredOn = {132, 8};
 

@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import runpy
@@ -82,11 +83,11 @@ def _bench(arguments: argparse.Namespace) -> int:
     names = arguments.models or ["op", *MODELS]
     if unknown := [name for name in names if name not in ("op", *MODELS)]:
         return _fail(f"no model {unknown[0]!r}; there are op, {', '.join(MODELS)}")
+    shapes = list(itertools.product(arguments.hidden, arguments.dtypes))
     cases = [
-        bench.Case(model, arguments.layers, batch, loop, hidden, dtype)
+        bench.Case(model, arguments.layers, batch, loop, *shape)
         for model in names
-        for hidden in (arguments.hidden if model == "op" else arguments.hidden[:1])
-        for dtype in (arguments.dtypes if model == "op" else arguments.dtypes[:1])
+        for shape in (shapes if model == "op" else [()])
         for batch in arguments.batches
         for loop in arguments.loops
     ]
@@ -157,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     measure.add_argument("--layers", type=int, default=8, help="of each model")
     measure.add_argument("--hidden", nargs="+", type=int, default=[8192], help="of op")
     measure.add_argument(
-        "--dtypes", nargs="+", default=["bf16"], choices=["bf16", "f16", "f32"], help="of op"
+        "--dtypes", nargs="+", default=["bf16"], choices=list(bench.DTYPES), help="of op"
     )
     loops = ["device", "python", "wait", "moving"]
     measure.add_argument("--loops", nargs="+", default=loops, choices=loops)

@@ -120,9 +120,9 @@ def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:
       OSError: the file can't be read.
     """
     data = Path(path).read_bytes()
-    text = re.sub(rb"\A(\s*//[^\n]*\n)*\s*", b"", data)
-    if text.startswith(b"HloModule"):
-        data = hlo_text.without_meshes(text.decode(errors="replace")).encode()
+    text = re.match(rb"(?:\s*//[^\n]*\n)*\s*(?=HloModule)", data)
+    if text:
+        data = hlo_text.without_meshes(data[text.end() :].decode(errors="replace")).encode()
     return _explain([data], platform)
 
 

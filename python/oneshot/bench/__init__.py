@@ -18,22 +18,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# Takes away XLA's own one-shot kernel.
+_NCCL = "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE"
+# Memory that NCCL's kernels of lowest latency can use.
+_SYMMETRIC = "--xla_gpu_experimental_enable_nccl_symmetric_buffers=true"
+
 ARMS = {
     "stock": {"ONESHOT": "0"},
-    # Takes away XLA's own one-shot kernel.
-    "nccl": {
-        "ONESHOT": "0",
-        "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE",
-    },
-    # The same, in memory that NCCL's kernels of lowest latency can use.
-    "nccl symmetric": {
-        "ONESHOT": "0",
-        "XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE "
-        "--xla_gpu_experimental_enable_nccl_symmetric_buffers=true",
-    },
+    "nccl": {"ONESHOT": "0", "XLA_FLAGS": _NCCL},
+    "nccl symmetric": {"ONESHOT": "0", "XLA_FLAGS": f"{_NCCL} {_SYMMETRIC}"},
     "oneshot": {"ONESHOT": "1"},
 }
 """Name of each arm and what it adds to the environment."""
+
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+"""JAX's name of each type that "op" may have."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Case:
         "wait" (the same, but each step is waited for, as by a server that sends every token) or
         "moving" (a call a step, but only caches are donated, so that other buffers move).
       hidden: elements of a row, of "op"; models have their own.
-      dtype: "bf16", "f16" or "f32", of "op"; models are in bf16.
+      dtype: one of `DTYPES`, of "op"; models are in bf16.
     """
 
     model: str

@@ -31,8 +31,6 @@ STEPS = 64
 OPS = 16
 """All-reduces in a row of the "op" case."""
 
-DTYPES = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32}
-
 
 class Program:
     """A compiled case.
@@ -57,7 +55,7 @@ class Program:
 
         Args:
           layers: per step.
-          step: from weights and a state to the next state.
+          step: from weights and the parts of a state to those of the next.
           weights: what steps only read.
           state: what the first step begins with.
           loop: see `oneshot.bench.Case`.
@@ -118,7 +116,7 @@ def maker(
     """A compiled function that makes arrays of a shape on the devices."""
 
     def make(seed, scale):
-        return (jax.random.normal(jax.random.key(seed), shape) * scale).astype(DTYPES[dtype])
+        return (jax.random.normal(jax.random.key(seed), shape) * scale).astype(bench.DTYPES[dtype])
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, spec))
 
