@@ -22,7 +22,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <future>
 #include <optional>
 #include <string>
@@ -30,6 +29,7 @@
 #include <vector>
 
 #include "cuda/all_reduce_kernel.h"
+#include "cuda/graph_timer.h"
 #include "cuda/launch_plan.h"
 #include "cuda/nvrtc.h"
 #include "cuda/virtual_ranks.h"
@@ -37,10 +37,6 @@
 namespace oneshot {
 namespace {
 
-constexpr int kNodes = 64;     // calls in a graph
-constexpr int kLaunches = 10;  // graphs in a sample, to hide the first skew
-constexpr int kWarmUps = 10;
-constexpr int kSamples = 51;
 constexpr int kTuneSamples = 15;
 
 constexpr int kTrips = 1000;  // there and back
@@ -94,72 +90,6 @@ __global__ void Bounce(uint4* mine, uint4* theirs, bool serves,
   }
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(stop));
   if (serves) *elapsed_ns = stop - start;
-}
-
-struct Timed {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  cudaEvent_t start = nullptr;
-  cudaEvent_t stop = nullptr;
-};
-
-using Enqueue = std::function<void(const VirtualRank&)>;
-
-// Microseconds per call.
-double Measure(const VirtualRanks& ranks, const Enqueue& enqueue,
-               int launches = kLaunches, int wanted = kSamples) {
-  std::vector<Timed> timed(ranks.size());
-  for (int r = 0; r < ranks.size(); ++r) {
-    const VirtualRank& rank = ranks[r];
-    rank.MakeCurrent();
-    ONESHOT_CHECK_CUDA(cudaEventCreate(&timed[r].start));
-    ONESHOT_CHECK_CUDA(cudaEventCreate(&timed[r].stop));
-    ONESHOT_CHECK_CUDA(
-        cudaStreamBeginCapture(rank.stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < kNodes; ++i) enqueue(rank);
-    ONESHOT_CHECK_CUDA(cudaStreamEndCapture(rank.stream, &timed[r].graph));
-    ONESHOT_CHECK_CUDA(
-        cudaGraphInstantiate(&timed[r].executable, timed[r].graph, 0));
-    ONESHOT_CHECK_CUDA(cudaGraphUpload(timed[r].executable, rank.stream));
-    ONESHOT_CHECK_CUDA(cudaStreamSynchronize(rank.stream));
-  }
-  std::vector<double> samples;
-  for (int sample = -kWarmUps; sample < wanted; ++sample) {
-    for (int r = 0; r < ranks.size(); ++r) {
-      ranks[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(cudaEventRecord(timed[r].start, ranks[r].stream));
-    }
-    for (int launch = 0; launch < launches; ++launch) {
-      for (int r = 0; r < ranks.size(); ++r) {
-        ranks[r].MakeCurrent();
-        ONESHOT_CHECK_CUDA(
-            cudaGraphLaunch(timed[r].executable, ranks[r].stream));
-      }
-    }
-    for (int r = 0; r < ranks.size(); ++r) {
-      ranks[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(cudaEventRecord(timed[r].stop, ranks[r].stream));
-    }
-    ranks.Wait("benchmark");
-    float slowest = 0;
-    for (int r = 0; r < ranks.size(); ++r) {
-      float milliseconds = 0;
-      ranks[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(
-          cudaEventElapsedTime(&milliseconds, timed[r].start, timed[r].stop));
-      slowest = std::max(slowest, milliseconds);
-    }
-    if (sample >= 0) samples.push_back(slowest * 1e3 / (kNodes * launches));
-  }
-  for (int r = 0; r < ranks.size(); ++r) {
-    ranks[r].MakeCurrent();
-    ONESHOT_CHECK_CUDA(cudaGraphExecDestroy(timed[r].executable));
-    ONESHOT_CHECK_CUDA(cudaGraphDestroy(timed[r].graph));
-    ONESHOT_CHECK_CUDA(cudaEventDestroy(timed[r].start));
-    ONESHOT_CHECK_CUDA(cudaEventDestroy(timed[r].stop));
-  }
-  std::sort(samples.begin(), samples.end());
-  return samples[samples.size() / 2];
 }
 
 // Microseconds to launch as many blocks, in clusters, that do nothing.
