@@ -642,50 +642,71 @@ __device__ __forceinline__ void Push(const KernelArguments& args,
   Send<kTwoShot>(args, epoch, place, WithoutSentinel(packet));
 }
 
-// Counts the turns of a wait; reads the clock only now and then.
-struct Watch {
-  uint32_t turns = 0;
+constexpr int kNobody = -1;
+
+// The lanes of this warp that have a packet in this tile, as it is for all of
+// them.
+__device__ __forceinline__ unsigned LanesOf(const Place& place) {
+  if (kAllBusy) return kAllLanes;
+  const int first = place.packet - static_cast<int>(threadIdx.x) % kWarp;
+  const int count = kPacketsPerRow - first;
+  return count >= kWarp ? kAllLanes : (1u << count) - 1;
+}
+
+// A wait that takes long. Returns when it has begun.
+__device__ __noinline__ uint64_t Look(const KernelArguments& args,
+                                      uint32_t epoch, int peer,
+                                      uint64_t start) {
+  const uint64_t now = Nanoseconds();
+  if (start == 0) return now;
+  if (now - start < args.timeout_ns) return start;
+  // One thread of the device reports, which one does not matter, and ends the
+  // kernel; the others wait for that, so that no trap overtakes the report.
+  while (atomicExch(&args.control->faulted, 1u) != 0) __nanosleep(1000000);
+  args.fault->epoch = epoch;
+  args.fault->peer = peer;
+  args.fault->rank = args.rank;
+  args.fault->site = args.site;
+  args.fault->waited_ns = now - start;
+  __threadfence_system();
+  *static_cast<volatile unsigned*>(&args.fault->raised) = 1;
+  __threadfence_system();
+  __trap();
+  return start;
+}
+
+// Asks until nobody is missing. `missing` loads what has not come yet and
+// returns a rank that it has nothing from, or kNobody: the same for all lanes.
+// A warp waits as one, because lanes that leave a loop one after the other are
+// slow to meet again. The clock is read only now and then.
+template <typename Missing>
+__device__ __forceinline__ void Await(const KernelArguments& args,
+                                      uint32_t epoch, const Missing& missing) {
+  constexpr int kTurns = 4096;
   uint64_t start = 0;
-
-  __device__ __forceinline__ void Turn(const KernelArguments& args,
-                                       uint32_t epoch, int peer) {
-    if (++turns % 4096 == 0) start = Look(args, epoch, peer, start);
+  while (true) {
+    int peer = kNobody;
+#pragma unroll 1
+    for (int turn = 0; turn < kTurns; ++turn) {
+      peer = missing();
+      if (peer == kNobody) return;
+    }
+    start = Look(args, epoch, peer, start);
   }
-
-  // Returns when the wait has begun. Takes no address of a Watch, which would
-  // have to be in memory then.
-  __device__ __noinline__ static uint64_t Look(const KernelArguments& args,
-                                               uint32_t epoch, int peer,
-                                               uint64_t start) {
-    const uint64_t now = Nanoseconds();
-    if (start == 0) return now;
-    if (now - start < args.timeout_ns) return start;
-    // One thread of the device reports, which one does not matter, and ends the
-    // kernel; the others wait for that, so that no trap overtakes the report.
-    while (atomicExch(&args.control->faulted, 1u) != 0) __nanosleep(1000000);
-    args.fault->epoch = epoch;
-    args.fault->peer = peer;
-    args.fault->rank = args.rank;
-    args.fault->site = args.site;
-    args.fault->waited_ns = now - start;
-    __threadfence_system();
-    *static_cast<volatile unsigned*>(&args.fault->raised) = 1;
-    __threadfence_system();
-    __trap();
-    return start;
-  }
-};
+}
 
 // Receives the packets of the peers, at one place of the message.
 struct Receiver {
   uint4* slots;  // at the place: packet r * kMessagePackets is that of rank r
   int owner;     // of the packet, with two shots
+  unsigned lanes;
 
   __device__ __forceinline__ Receiver(const KernelArguments& args,
                                       uint32_t epoch, const Place& place)
       : slots(static_cast<uint4*>(args.inboxes[args.rank]) +
               SlotOf(epoch, 0, place)),
-        owner(OwnerOf(place)) {}
+        owner(OwnerOf(place)),
+        lanes(LanesOf(place)) {}
 
   // Between the two shots: adds up a packet that this rank owns, and sends the
   // sum. Returns it, as it is sent; for packets of others, what it was given.
@@ -764,13 +785,12 @@ struct Receiver {
 
   __device__ __forceinline__ uint4 Wait(const KernelArguments& args,
                                         uint32_t epoch, int peer) const {
-    Watch watch;
     const uint4* place = PlaceOf(peer);
-    uint4 packet = LoadSystem(place);
-    while (HasSentinel(packet)) {
-      watch.Turn(args, epoch, peer);
+    uint4 packet;
+    Await(args, epoch, [&] {
       packet = LoadSystem(place);
-    }
+      return __any_sync(lanes, HasSentinel(packet)) ? peer : kNobody;
+    });
     return packet;
   }
 
@@ -781,27 +801,25 @@ struct Receiver {
     uint4 packets[kBatch];
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) packets[r] = own;
-    // One bit for every packet that is still to come. All are asked for at
-    // once; those that arrived are not asked for again, to leave the L2 to the
-    // others.
+    // One bit for every rank of which a lane still misses a packet. All are
+    // asked at once; those of which the warp has all are not asked again, to
+    // leave the L2 to the others.
     constexpr unsigned kAll = (1u << kRanks) - 1;
     unsigned pending =
         (kAll & ~(1u << args.rank)) >> first & ((1u << kBatch) - 1);
-    Watch watch;
-    while (true) {
+    Await(args, epoch, [&] {
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
         if (pending >> r & 1) packets[r] = LoadSystem(PlaceOf(first + r));
       }
+      unsigned mine = 0;
 #pragma unroll
       for (int r = 0; r < kBatch; ++r) {
-        if ((pending >> r & 1) && !HasSentinel(packets[r])) {
-          pending &= ~(1u << r);
-        }
+        if (HasSentinel(packets[r])) mine |= 1u << r;
       }
-      if (pending == 0) break;
-      watch.Turn(args, epoch, first + __ffs(pending) - 1);
-    }
+      pending &= __reduce_or_sync(lanes, mine);
+      return pending == 0 ? kNobody : first + __ffs(pending) - 1;
+    });
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) {
       if (first + r < kRanks) AddTo(sum, packets[r]);
@@ -945,8 +963,7 @@ struct RowReducer {
                      : "r"(barrier), "r"(slots * kPartials * 4)
                      : "memory");
       }
-      // One warp asks: fewer questions, sooner answers.
-      uint32_t done = threadIdx.x < kWarp ? 0 : 1;
+      uint32_t done = 0;
       while (done == 0) {
         asm volatile(
             "{ .reg .pred p;"
@@ -957,7 +974,6 @@ struct RowReducer {
             : "r"(barrier), "r"(phases >> set & 1)
             : "memory");
       }
-      __syncthreads();
     }
   }
 
