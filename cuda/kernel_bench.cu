@@ -2,8 +2,8 @@
 //
 // Time of one call inside a CUDA graph, without XLA.
 //
-//   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64] [--tune]
-//                [--cold] [--only NAME]
+//   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64]
+//                [--dtype bf16] [--tune] [--cold] [--only NAME]
 //
 // With --tune, every tuning that fits, and which of them is in use. One rank
 // per device. A line per case: the median over the samples of the slowest
@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <future>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
@@ -180,7 +181,18 @@ class Cooler {
   std::vector<char*> memory_;  // by rank
 };
 
-// The programs that are timed. `%a` stands for 1 / hidden.
+// The type of all tensors but quantized ones.
+struct Element {
+  const char* name;
+  const char* rounding;  // suffix of an instruction
+  int bytes;
+};
+
+const Element kElements[] = {
+    {"bf16", ".bf16", 2}, {"f16", ".f16", 2}, {"f32", "", 4}};
+
+// The programs that are timed. `%a` stands for 1 / hidden, bf16 for the type of
+// the tensors.
 struct Case {
   std::string name;
   std::string program;
@@ -219,12 +231,22 @@ std::vector<Case> Cases() {
   };
 }
 
-EpilogueProgram ProgramOf(const Case& timed, int hidden) {
+std::string Replaced(std::string text, const std::string& from,
+                     const std::string& to) {
+  for (size_t at = text.find(from); at != std::string::npos;
+       at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+  return text;
+}
+
+EpilogueProgram ProgramOf(const Case& timed, int hidden,
+                          const Element& element) {
   char inverse[32];
   std::snprintf(inverse, sizeof(inverse), "%a", 1.0 / hidden);
-  std::string text = timed.program;
-  const size_t at = text.find("%a");
-  if (at != std::string::npos) text.replace(at, 2, inverse);
+  std::string text = Replaced(timed.program, "%a", inverse);
+  text = Replaced(text, ".bf16", element.rounding);
+  text = Replaced(text, " bf16", std::string(" ") + element.name);
   EpilogueProgram program;
   std::string error;
   if (!FromText(text, &program, &error)) {
@@ -343,8 +365,8 @@ std::string Launch(const VirtualRanks& ranks, const LaunchPlan& plan) {
 }
 
 void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
-         const std::vector<int>& hiddens, bool tune, bool cold,
-         const std::string& only) {
+         const std::vector<int>& hiddens, const Element& element, bool tune,
+         bool cold, const std::string& only) {
   const VirtualRanks ranks(static_cast<int>(devices.size()), devices,
                            /*first_epoch=*/0);
   cudaDeviceProp properties;
@@ -359,18 +381,18 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
               MeasureTrip(ranks[0], ranks[1]));
   for (const int hidden : hiddens) {
     for (const int rows : row_counts) {
-      std::printf("ranks=%d [%d,%d] bf16 copy: %.2f us\n", ranks.size(), rows,
-                  hidden, MeasureCopy(ranks, size_t{2} * rows * hidden));
+      const size_t bytes = size_t{1} * element.bytes * rows * hidden;
+      std::printf("ranks=%d [%d,%d] %s copy: %.2f us\n", ranks.size(), rows,
+                  hidden, element.name, MeasureCopy(ranks, bytes));
       const std::optional<Cooler> cool =
-          cold ? std::make_optional<Cooler>(ranks, size_t{2} * rows * hidden)
-               : std::nullopt;
+          cold ? std::make_optional<Cooler>(ranks, bytes) : std::nullopt;
       for (const Case& timed : Cases()) {
         if (!only.empty() && timed.name != only) continue;
-        const EpilogueProgram program = ProgramOf(timed, hidden);
+        const EpilogueProgram program = ProgramOf(timed, hidden, element);
         std::vector<RankBuffers> buffers(ranks.size());
         for (int r = 0; r < ranks.size(); ++r) {
           ranks[r].MakeCurrent();
-          buffers[r] = Allocate(program, size_t{2} * rows * hidden);
+          buffers[r] = Allocate(program, bytes);
         }
         const auto cool_down = [&](const VirtualRank& rank) {
           if (cool) (*cool)(rank, buffers[rank.view.rank].call.x);
@@ -396,9 +418,10 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
               launches, tune ? kTuneSamples : kSamples);
           const LaunchPlan& plan = kernel->plan;
           std::printf(
-              "ranks=%d [%d,%d] bf16 %s: %.2f us, %s  (%d blocks of %d, %d "
+              "ranks=%d [%d,%d] %s %s: %.2f us, %s  (%d blocks of %d, %d "
               "packets a thread, clusters of %d, %s)\n",
-              ranks.size(), rows, hidden, timed.name.c_str(), time - between,
+              ranks.size(), rows, hidden, element.name, timed.name.c_str(),
+              time - between,
               tune ? (plan.tuning == used.tuning ? "in use" : "tried")
                    : Launch(ranks, plan).c_str(),
               plan.blocks, plan.tuning.threads, plan.tuning.packets,
@@ -423,9 +446,11 @@ int main(int argc, char** argv) {
   std::vector<int> devices = {0, 1};
   std::vector<int> rows = {1, 8, 32, 64, 128};
   std::vector<int> hidden = {8192};
+  const oneshot::Element* element = oneshot::kElements;
   bool tune = false;
   bool cold = false;
   std::string only;
+  bool right = true;
   for (int i = 1; i < argc; ++i) {
     const bool has_value = i + 1 < argc;
     if (std::strcmp(argv[i], "--devices") == 0 && has_value) {
@@ -434,6 +459,12 @@ int main(int argc, char** argv) {
       rows = oneshot::ParseList(argv[++i]);
     } else if (std::strcmp(argv[i], "--hidden") == 0 && has_value) {
       hidden = oneshot::ParseList(argv[++i]);
+    } else if (std::strcmp(argv[i], "--dtype") == 0 && has_value) {
+      const std::string name = argv[++i];
+      element = std::find_if(
+          std::begin(oneshot::kElements), std::end(oneshot::kElements),
+          [&](const oneshot::Element& e) { return e.name == name; });
+      right = right && element != std::end(oneshot::kElements);
     } else if (std::strcmp(argv[i], "--nvrtc") == 0 && has_value) {
       oneshot::SetNvrtcPath(argv[++i]);
     } else if (std::strcmp(argv[i], "--tune") == 0) {
@@ -442,18 +473,30 @@ int main(int argc, char** argv) {
       cold = true;
     } else if (std::strcmp(argv[i], "--only") == 0 && has_value) {
       only = argv[++i];
+      const std::vector<oneshot::Case> cases = oneshot::Cases();
+      right = right && std::any_of(cases.begin(), cases.end(),
+                                   [&](const oneshot::Case& c) {
+                                     return c.name == only;
+                                   });
     } else {
-      std::fprintf(stderr,
-                   "usage: %s [--devices 0,1] [--rows 1,8] [--hidden 8192] "
-                   "[--nvrtc DIR] [--tune] [--cold] [--only NAME]\n",
-                   argv[0]);
-      return 2;
+      right = false;
     }
+  }
+  if (!right) {
+    std::fprintf(stderr,
+                 "usage: %s [--devices 0,1] [--rows 1,8] [--hidden 8192] "
+                 "[--dtype bf16|f16|f32] [--nvrtc DIR] [--tune] [--cold] "
+                 "[--only NAME]\nnames:\n",
+                 argv[0]);
+    for (const oneshot::Case& timed : oneshot::Cases()) {
+      std::fprintf(stderr, "  %s\n", timed.name.c_str());
+    }
+    return 2;
   }
   if (!oneshot::EnablePeerAccess(devices)) {
     std::fprintf(stderr, "the devices cannot access each other\n");
     return 2;
   }
-  oneshot::Run(devices, rows, hidden, tune, cold, only);
+  oneshot::Run(devices, rows, hidden, *element, tune, cold, only);
   return 0;
 }

@@ -40,10 +40,10 @@ from torch import Tensor
 OPS = 64  # calls in a graph
 LAUNCHES = 10  # graphs in a sample, to hide the first skew
 EPSILON = 1e-6
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 # Of the norm of the error over that of the result, after 64 calls, which hand their roundings on:
 # these alone make two thirds of it.
-MAX_ERROR = {"bf16": 5e-2, "f16": 4e-3}
+MAX_ERROR = {"bf16": 5e-2, "f16": 4e-3, "f32": 1e-5}
 # Long enough for compilers; after it an arm counts as hanging.
 PATIENCE_S = 120
 
