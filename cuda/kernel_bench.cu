@@ -389,6 +389,15 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
       for (const Case& timed : Cases()) {
         if (!only.empty() && timed.name != only) continue;
         const EpilogueProgram program = ProgramOf(timed, hidden, element);
+        const DeviceLimits& limits = ranks[0].traits.limits;
+        const std::optional<LaunchPlan> in_use =
+            PlanLaunch(program, rows, hidden, ranks.size(), limits);
+        if (!in_use) {
+          std::printf("ranks=%d [%d,%d] %s %s: does not fit\n", ranks.size(),
+                      rows, hidden, element.name, timed.name.c_str());
+          continue;
+        }
+        const LaunchPlan& used = *in_use;
         std::vector<RankBuffers> buffers(ranks.size());
         for (int r = 0; r < ranks.size(); ++r) {
           ranks[r].MakeCurrent();
@@ -399,9 +408,6 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
         };
         const int launches = cool ? 2 : kLaunches;
         const double between = cool ? Measure(ranks, cool_down, launches) : 0;
-        const DeviceLimits& limits = ranks[0].traits.limits;
-        const LaunchPlan used =
-            PlanLaunch(program, rows, hidden, ranks.size(), limits).value();
         const std::vector<LaunchPlan> plans =
             tune ? AllPlans(program, rows, hidden, ranks.size(), limits,
                             used.packets_per_row)
