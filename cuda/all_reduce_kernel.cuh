@@ -51,17 +51,21 @@
 // that all have read it, and stores the next epoch; the count, which wraps, is
 // zero again.
 //
-// No deadlock when only a part of a grid is resident. Clusters are dispatched
-// in order of their index and a block pushes everything it has to push before
-// it waits for anything. A block waits only for what blocks of its own index
-// push, and these never wait before they have pushed: so the waiting block of
-// lowest index on any rank is always served. With two shots the pushes of sums
-// come behind waits, but those are waits for pushes that no wait precedes, and
-// all ranks take the tiles of a block in the same order. Blocks of a cluster,
-// which wait for each other, are resident together. All this is for grids of
-// one size. Where they differ, on GPUs of different kinds, all blocks have to
-// be resident, which launch_plan.cc sees to while nothing else is running, and
-// so they have to for ranks that share a device, as in tests.
+// No deadlock when only a part of a grid is resident. A block with several
+// tiles takes them in ascending order, and pushes a tile before it waits for
+// the one before it. Clusters are dispatched in order of their index. Of all
+// waiting blocks, on any rank, take those of lowest index, and of these one
+// that waits for the earliest tile. What it waits for comes from the block of
+// the same index of a peer. That one is resident, as no block of lower index
+// waits, and does not wait for an earlier tile: so it has pushed this one, or
+// is about to. With two shots it may wait for a sum. The owner's block does not
+// wait for an earlier tile either, and if it waits for this one, then for
+// pushes, which come by the same argument. Blocks of a cluster, which wait for
+// each other, are resident together. All this is for grids of one size. Where
+// they differ, on GPUs of different kinds, all blocks have to be resident,
+// which launch_plan.cc sees to while nothing else is running, and so they have
+// to for ranks that share a device, as in tests. Then the block that waits for
+// the earliest tile of all is served, whichever blocks that comes from.
 //
 // A peer that is gone. After `timeout_ns` of waiting a thread reports what it
 // waited for in `fault` and ends the kernel with a trap: the run fails on this
@@ -1035,15 +1039,6 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
   }
   program.Open(args);
   program.Load(args, blockIdx.x);
-  if constexpr (!kOneTurn) {
-    for (int tile = blockIdx.x + kBlocks; tile < kTiles; tile += kBlocks) {
-#pragma unroll
-      for (int p = 0; p < kPackets; ++p) {
-        const Place place = Locate(tile, p);
-        Push(args, epoch, place, LoadPacket(args, place));
-      }
-    }
-  }
 
   // The addresses above depend on the epoch, so every thread that uses it has
   // it in a register by now and the cluster may say so. Relaxed is enough: the
@@ -1063,6 +1058,22 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
   if (counts) arrival = CountIn(&args.control->arrived, kLast);
 
   for (int tile = blockIdx.x;;) {
+    // The next tile is on its way while this one is worked on. Sooner, and it
+    // would leave the caches before it is read again, here and at the peers.
+    const int next = tile + kBlocks;
+    uint4 ahead[kPackets];
+    if constexpr (!kOneTurn) {
+      if (next < kTiles) {
+#pragma unroll
+        for (int p = 0; p < kPackets; ++p) {
+          ahead[p] = LoadPacket(args, Locate(next, p));
+        }
+#pragma unroll
+        for (int p = 0; p < kPackets; ++p) {
+          Push(args, epoch, Locate(next, p), ahead[p]);
+        }
+      }
+    }
     if constexpr (kTwoShot) {
       // All of them before the first wait for a sum.
 #pragma unroll
@@ -1074,13 +1085,11 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
       }
     }
     program.Run(args, epoch, tile, own, reducer);
-    tile += kBlocks;
-    if (kOneTurn || tile >= kTiles) break;
-#pragma unroll
-    for (int p = 0; p < kPackets; ++p) {
-      own[p] = LoadPacket(args, Locate(tile, p));
-    }
+    if (kOneTurn || next >= kTiles) break;
+    tile = next;
     program.Load(args, tile);
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p) own[p] = ahead[p];
   }
 
   // Not earlier: the compiler would compare, and so wait, right away.

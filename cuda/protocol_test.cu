@@ -708,6 +708,23 @@ void TestCalls(const Options& options, Report& report) {
                          {call}});
       }
     }
+    // More rows than are resident at once. No rank is delayed where it shares a
+    // device: the kernel that delays it would wait for a multiprocessor that no
+    // other rank has a block on.
+    for (const DType wire : kDTypes) {
+      for (const bool two_shot : {false, true}) {
+        Call call;
+        call.rows = 700;
+        call.hidden = 1000;
+        call.program = MakeProgram(WithSumOfWireType(kPrograms[4]), wire,
+                                   call.hidden, random);
+        call.two_shot = two_shot;
+        call.delayed = ranks <= static_cast<int>(options.devices.size());
+        cases.push_back({"turns ranks=" + std::to_string(ranks) + " wire=" +
+                             Name(wire) + " shots=" + (two_shot ? "2" : "1"),
+                         {call}});
+      }
+    }
     {
       Call call;
       call.program = MakeProgram(
