@@ -7,7 +7,7 @@
 //
 // Protocol
 //
-// Every rank has an inbox with two slots of one message from each rank. Launch
+// Every rank has an inbox with two slots of one message from each peer. Launch
 // number e, the epoch, uses slot e % 2. A word that nobody has written holds
 // the sentinel.
 //
@@ -24,7 +24,7 @@
 //   push   A rank writes its x to its place in the slot of the owner alone.
 //   reduce The owner waits for the packets of its peers, adds them up and
 //          writes the sum to its own place in the slot of every peer. No x
-//          comes to such a place: the owner has no use for its own.
+//          comes to such a place: the owner keeps its own.
 //   wait   The others wait for the sum.
 //
 // Both leave the same bits, in the same inboxes, in any sequence.
@@ -86,6 +86,7 @@ using uint64_t = unsigned long long;
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr int kPeers = kRanks - 1;
 constexpr int kPairs = kElements / 2;
 constexpr int kTiles = kRows * kTilesPerRow;
 constexpr int kPartials = (kPacketsPerRow + kWarp - 1) / kWarp;
@@ -111,7 +112,7 @@ constexpr uint32_t kReplacement = kX == kF32 ? 0x7FFFFFFFu : 0x7FFF7FFFu;
 // the L2, like the epoch, while the weights of the next layers stream through.
 constexpr int64_t kMostKeptBytes = 2 << 20;
 constexpr bool kKept =
-    int64_t{2} * (kRanks - 1) * kRows * kPacketsPerRow * 16 <= kMostKeptBytes;
+    int64_t{2} * kPeers * kRows * kPacketsPerRow * 16 <= kMostKeptBytes;
 
 // For accesses to the workspace.
 __device__ __forceinline__ uint64_t Priority() {
@@ -613,11 +614,19 @@ __device__ __forceinline__ int PeerBehind(int rank, int k) {
   return peer < kRanks ? peer : peer - kRanks;
 }
 
-// Where a rank writes to in the inboxes of others.
-__device__ __forceinline__ int64_t SlotOf(uint32_t epoch, int writer,
-                                          const Place& place) {
-  return (static_cast<int64_t>(epoch % 2) * kRanks + writer) * kMessagePackets +
+// The place of a packet in an inbox, as far as it does not depend on who writes
+// it.
+__device__ __forceinline__ int64_t SlotOf(uint32_t epoch, const Place& place) {
+  return static_cast<int64_t>(epoch % 2) * kPeers * kMessagePackets +
          place.wire();
+}
+
+// And as far as it does: messages are in the order of the ranks, without that
+// of the reader.
+__device__ __forceinline__ int64_t MessageOf(int writer, int reader) {
+  if (kRanks == 2) return 0;
+  return static_cast<int64_t>(writer - (writer > reader ? 1 : 0)) *
+         kMessagePackets;
 }
 
 // Writes a packet, which has no sentinel, to this rank's place at all peers, or
@@ -626,9 +635,11 @@ template <bool kToOwner>
 __device__ __forceinline__ void Send(const KernelArguments& args,
                                      uint32_t epoch, const Place& place,
                                      uint4 packet) {
-  const int64_t target = SlotOf(epoch, args.rank, place);
+  const int64_t slot = SlotOf(epoch, place);
   const auto send = [&](int peer) {
-    StoreSystem(static_cast<uint4*>(args.inboxes[peer]) + target, packet);
+    StoreSystem(static_cast<uint4*>(args.inboxes[peer]) + slot +
+                    MessageOf(args.rank, peer),
+                packet);
   };
   if constexpr (kToOwner) {
     const int owner = OwnerOf(place);
@@ -701,14 +712,16 @@ __device__ __forceinline__ void Await(const KernelArguments& args,
 
 // Receives the packets of the peers, at one place of the message.
 struct Receiver {
-  uint4* slots;  // at the place: packet r * kMessagePackets is that of rank r
-  int owner;     // of the packet, with two shots
+  uint4* slot;  // at the place in the first message
+  int rank;
+  int owner;  // of the packet, with two shots
   unsigned lanes;
 
   __device__ __forceinline__ Receiver(const KernelArguments& args,
                                       uint32_t epoch, const Place& place)
-      : slots(static_cast<uint4*>(args.inboxes[args.rank]) +
-              SlotOf(epoch, 0, place)),
+      : slot(static_cast<uint4*>(args.inboxes[args.rank]) +
+             SlotOf(epoch, place)),
+        rank(args.rank),
         owner(OwnerOf(place)),
         lanes(LanesOf(place)) {}
 
@@ -755,8 +768,8 @@ struct Receiver {
   }
 
  private:
-  __device__ __forceinline__ uint4* PlaceOf(int rank) const {
-    return slots + static_cast<int64_t>(rank) * kMessagePackets;
+  __device__ __forceinline__ uint4* PlaceOf(int peer) const {
+    return slot + MessageOf(peer, rank);
   }
 
   // Waits for the packets of all peers and adds them to the own one.

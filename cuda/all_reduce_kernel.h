@@ -18,9 +18,9 @@
 
 namespace oneshot {
 
-// An inbox, in the memory of the rank that reads it: 2 slots x ranks x message.
+// An inbox, in the memory of the rank that reads it: 2 slots x peers x message.
 constexpr size_t InboxBytes(int ranks) {
-  return 2 * static_cast<size_t>(ranks) * MaxMessageBytes(ranks);
+  return 2 * static_cast<size_t>(ranks - 1) * MaxMessageBytes(ranks);
 }
 
 // The memory of one group as one of its ranks sees it. Before the first launch

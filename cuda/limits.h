@@ -20,10 +20,10 @@ inline constexpr int kMaxRanks = 8;
 inline constexpr int kPacketBytes = 16;
 
 // What one rank contributes to one all-reduce, every row padded to whole
-// packets. A workspace holds 2 x ranks of these on every device, and what comes
-// behind them is aligned.
+// packets. A workspace holds two of these from every peer on every device, and
+// what comes behind them is aligned.
 constexpr int64_t MaxMessageBytes(int ranks) {
-  return (int64_t{16} << 20) / ranks / 256 * 256;
+  return (int64_t{32} << 20) / (ranks - 1) / 256 * 256;
 }
 
 // A row that is reduced is held in the registers of one cluster.

@@ -24,9 +24,9 @@ constexpr uint64_t kMagic = 0x746F6873656E6F00;  // "oneshot"
 constexpr int kMinComputeCapability = 80;        // bfloat16 conversions
 
 // Layouts that both sides of a link must share.
-constexpr uint64_t kLayout = static_cast<uint64_t>(kAbiVersion) << 48 ^
-                             static_cast<uint64_t>(MaxMessageBytes(1)) << 8 ^
-                             kMaxRanks;
+constexpr uint64_t kLayout =
+    static_cast<uint64_t>(kAbiVersion) << 48 ^
+    static_cast<uint64_t>(MaxMessageBytes(kMinRanks)) << 8 ^ kMaxRanks;
 
 // A reason to refuse, as it travels between ranks; empty: none.
 struct Reason {

@@ -425,7 +425,7 @@ def _error(operands=(), results=None, **changes) -> str:
     [
         ({"abi": np.int64(1)}, "attribute 'abi': expected 2"),
         ({"abi": None}, "attribute 'abi' is missing"),
-        ({"hidden": np.int64(0)}, "attribute 'hidden': expected 1 to 4194304, got 0"),
+        ({"hidden": np.int64(0)}, "attribute 'hidden': expected 1 to 16777216, got 0"),
         ({"hidden": np.int32(4)}, "attribute 'hidden': Wrong scalar data type"),
         ({"rows": np.int64(-1)}, "attribute 'rows': expected at least 0"),
         ({"rows": np.int64(2**62)}, "attribute 'rows': expected at least 0 and no more"),

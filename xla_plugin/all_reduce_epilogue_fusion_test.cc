@@ -1489,11 +1489,11 @@ TEST_F(FusionTest, SeveralOperandsAreSplit) {
 TEST_F(FusionTest, SeveralOperandsAllOrNone) {
   RunEntry(R"(
     x = f32[4,8] parameter(0)
-    y = f32[2048,1025] parameter(1)
-    ar = (f32[4,8], f32[2048,1025]) all-reduce(x, y), GROUPS, to_apply=add_f32
+    y = f32[8192,1025] parameter(1)
+    ar = (f32[4,8], f32[8192,1025]) all-reduce(x, y), GROUPS, to_apply=add_f32
     a = f32[4,8] get-tuple-element(ar), index=0
-    b = f32[2048,1025] get-tuple-element(ar), index=1
-    ROOT t = (f32[4,8], f32[2048,1025]) tuple(a, b)
+    b = f32[8192,1025] get-tuple-element(ar), index=1
+    ROOT t = (f32[4,8], f32[8192,1025]) tuple(a, b)
   )");
   ExpectDeclined("too large");
 }
@@ -1586,10 +1586,33 @@ TEST_F(FusionTest, DeclinesLargeSumsThatNothingFollows) {
 
 TEST_F(FusionTest, DeclinesLargeMessages) {
   RunEntry(R"(
-    x = f32[2048,1025] parameter(0)
-    ROOT ar = f32[2048,1025] all-reduce(x), GROUPS, to_apply=add_f32
+    x = f32[8192,1025] parameter(0)
+    ROOT ar = f32[8192,1025] all-reduce(x), GROUPS, to_apply=add_f32
   )");
   ExpectDeclined("too large");
+}
+
+TEST_F(FusionTest, DeclinesWhatTakesTheLinkLong) {
+  const auto run = [&](int64_t rows, absl::string_view group) {
+    Run(absl::StrCat("HloModule m, num_partitions=4", kComputations, R"(
+      ENTRY e {
+        x = f32[)",
+                     rows, R"(,1024] parameter(0)
+        ar = f32[)",
+                     rows, R"(,1024] all-reduce(x), channel_id=1,
+          replica_groups=)",
+                     group, R"(, use_global_device_ids=true, to_apply=add_f32
+        ROOT t = f32[)",
+                     rows, R"(,1024] tanh(ar)
+      })"));
+  };
+  run(8192, "{{0,1},{2,3}}");
+  EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+  // In two shots, one and a half times the message.
+  run(1365, "{{0,1,2,3}}");
+  EXPECT_EQ(report_.fired(), 1) << report_.ToText();
+  run(1366, "{{0,1,2,3}}");
+  ExpectDeclined("each of 4 ranks would send");
 }
 
 TEST_F(FusionTest, DeclinesOtherLayouts) {

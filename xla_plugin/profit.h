@@ -4,8 +4,8 @@
 //
 // The rule: it is, for groups of 2 to 8 ranks, as long as the message fits the
 // workspace and what a rank sends to all its peers together is no more than
-// 8 MiB, or 1 MiB where nothing can be fused, and unless a loop only adds up
-// the sums.
+// 8 MiB where there are several, or 1 MiB where nothing can be fused, and
+// unless a loop only adds up the sums.
 //
 // What else the epilogue holds does not matter. XLA makes no row reduction part
 // of a GEMM or of an all-reduce: a norm is one kernel of its own at least, and
