@@ -29,21 +29,21 @@ NAMES = {
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 900, 320, 50, 60, 50
 
 
-def chart(groups: dict[str, dict[str, float]], title: str, axis: str) -> Iterator[str]:
+def chart(groups: dict[tuple[str, int], dict[str, float]], title: str) -> Iterator[str]:
     """Lines of an SVG.
 
     Args:
-      groups: microseconds by arm, by the label of a group of bars.
+      groups: microseconds by arm, by the model and the batch of a group of bars.
       title: what is shown.
-      axis: what the labels are.
     """
     largest = max(max(times.values()) for times in groups.values())
     height = HEIGHT - TOP - BOTTOM
     slot = (WIDTH - LEFT - 10) / len(groups)
     bar = slot / (len(ARMS) + 1)
+    digits = min(11, bar / 2)  # three and a half of them beside each other in a bar
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">'
+        'font-family="Arial, Helvetica, Liberation Sans, sans-serif" font-size="12">'
     )
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
     yield f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{escape(title)}</text>'
@@ -51,7 +51,8 @@ def chart(groups: dict[str, dict[str, float]], title: str, axis: str) -> Iterato
         x = LEFT + i * 165
         yield f'<rect x="{x}" y="34" width="12" height="12" fill="{COLORS[arm]}"/>'
         yield f'<text x="{x + 18}" y="44">{name}</text>'
-    for g, (label, times) in enumerate(groups.items()):
+    centers: dict[str, list[float]] = {}
+    for g, ((model, batch), times) in enumerate(groups.items()):
         for i, arm in enumerate(ARMS):
             size = times[arm] / largest * height
             x, y = LEFT + g * slot + i * bar, HEIGHT - BOTTOM - size
@@ -61,12 +62,16 @@ def chart(groups: dict[str, dict[str, float]], title: str, axis: str) -> Iterato
             )
             yield (
                 f'<text x="{x + bar * 0.46:.1f}" y="{y - 4:.1f}" text-anchor="middle" '
-                f'font-size="11">{times[arm]:.{1 if times[arm] < 100 else 0}f}</text>'
+                f'font-size="{digits:.1f}">{times[arm]:.{1 if times[arm] < 100 else 0}f}</text>'
             )
         middle = LEFT + g * slot + bar * len(ARMS) / 2
-        yield f'<text x="{middle:.1f}" y="{HEIGHT - 28}" text-anchor="middle">{label}</text>'
+        centers.setdefault(model, []).append(middle)
+        yield f'<text x="{middle:.1f}" y="{HEIGHT - 32}" text-anchor="middle">{batch}</text>'
+    for model, middles in centers.items():
+        name = "tokens" if model == "op" else f"sequences, {model}"
+        middle = statistics.mean(middles)
+        yield f'<text x="{middle:.1f}" y="{HEIGHT - 12}" text-anchor="middle">{name}</text>'
     yield f'<text x="{LEFT - 8}" y="{TOP - 4}" text-anchor="end">us</text>'
-    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(axis)}</text>'
     yield "</svg>"
 
 
@@ -82,7 +87,6 @@ def main() -> None:
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.file.read_text().splitlines()]
-    one = len(arguments.models) == 1
     groups = {}
     for model in arguments.models:
         wanted = {"model": model, "loop": arguments.loop}
@@ -92,13 +96,11 @@ def main() -> None:
             wanted |= {"layers": arguments.layers}
         for row in sorted(rows, key=lambda row: row["case"]["batch"]):
             if row["case"].items() >= wanted.items():
-                batch = row["case"]["batch"]
-                label = str(batch) if one else f"{model}, {batch}"
-                groups[label] = {arm: statistics.median(row["times"][arm]) for arm in ARMS}
+                times = {arm: statistics.median(row["times"][arm]) for arm in ARMS}
+                groups[model, row["case"]["batch"]] = times
     if not groups:
         sys.exit(f"{arguments.file} has no {arguments.models[0]} in a {arguments.loop} loop")
-    title = arguments.title or ", ".join(arguments.models)
-    print("\n".join(chart(groups, title, "tokens" if one else "model, sequences")))
+    print("\n".join(chart(groups, arguments.title or ", ".join(arguments.models))))
 
 
 if __name__ == "__main__":
