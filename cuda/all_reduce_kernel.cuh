@@ -582,10 +582,16 @@ __device__ __forceinline__ void Store(void* data, const Place& place,
 // ---------------------------------------------------------------------------
 // The all-reduce
 
-__device__ __forceinline__ uint4 LoadPacket(const KernelArguments& args,
-                                            const Place& place) {
-  const Raw<kX> raw = Load<kX>(args.x, place.index(), place.count);
-  return make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]);
+// The thread's packets of x in a tile.
+__device__ __forceinline__ void LoadTile(const KernelArguments& args, int tile,
+                                         uint4 (&packets)[kPackets]) {
+#pragma unroll
+  for (int p = 0; p < kPackets; ++p) {
+    const Place place = Locate(tile, p);
+    const Raw<kX> raw = Load<kX>(args.x, place.index(), place.count);
+    packets[p] =
+        make_uint4(raw.words[0], raw.words[1], raw.words[2], raw.words[3]);
+  }
 }
 
 __device__ __forceinline__ bool HasSentinel(uint4 packet) {
@@ -650,11 +656,15 @@ __device__ __forceinline__ void Send(const KernelArguments& args,
   }
 }
 
-__device__ __forceinline__ void Push(const KernelArguments& args,
-                                     uint32_t epoch, const Place& place,
-                                     uint4 packet) {
-  if (place.count == 0) return;
-  Send<kTwoShot>(args, epoch, place, WithoutSentinel(packet));
+__device__ __forceinline__ void PushTile(const KernelArguments& args,
+                                         uint32_t epoch, int tile,
+                                         const uint4 (&packets)[kPackets]) {
+#pragma unroll
+  for (int p = 0; p < kPackets; ++p) {
+    const Place place = Locate(tile, p);
+    if (place.count == 0) continue;
+    Send<kTwoShot>(args, epoch, place, WithoutSentinel(packets[p]));
+  }
 }
 
 constexpr int kNobody = -1;
@@ -1039,17 +1049,11 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
   // in the L2, and were it asked for earlier, the push would wait for it: the
   // machine has few ways to tell which of its loads have ended.
   uint4 own[kPackets];
-#pragma unroll
-  for (int p = 0; p < kPackets; ++p) {
-    own[p] = LoadPacket(args, Locate(blockIdx.x, p));
-  }
+  LoadTile(args, blockIdx.x, own);
   const uint32_t epoch = LoadEpoch(*args.control);
   Program program(args);
 
-#pragma unroll
-  for (int p = 0; p < kPackets; ++p) {
-    Push(args, epoch, Locate(blockIdx.x, p), own[p]);
-  }
+  PushTile(args, epoch, blockIdx.x, own);
   program.Open(args);
   program.Load(args, blockIdx.x);
 
@@ -1077,14 +1081,8 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
     uint4 ahead[kPackets];
     if constexpr (!kOneTurn) {
       if (next < kTiles) {
-#pragma unroll
-        for (int p = 0; p < kPackets; ++p) {
-          ahead[p] = LoadPacket(args, Locate(next, p));
-        }
-#pragma unroll
-        for (int p = 0; p < kPackets; ++p) {
-          Push(args, epoch, Locate(next, p), ahead[p]);
-        }
+        LoadTile(args, next, ahead);
+        PushTile(args, epoch, next, ahead);
       }
     }
     if constexpr (kTwoShot) {
