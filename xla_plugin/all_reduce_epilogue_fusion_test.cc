@@ -17,6 +17,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/substitute.h"
 #include "absl/synchronization/notification.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_instructions.h"
@@ -1594,17 +1595,15 @@ TEST_F(FusionTest, DeclinesLargeMessages) {
 
 TEST_F(FusionTest, DeclinesWhatTakesTheLinkLong) {
   const auto run = [&](int64_t rows, absl::string_view group) {
-    Run(absl::StrCat("HloModule m, num_partitions=4", kComputations, R"(
+    Run(absl::StrCat("HloModule m, num_partitions=4", kComputations,
+                     absl::Substitute(R"(
       ENTRY e {
-        x = f32[)",
-                     rows, R"(,1024] parameter(0)
-        ar = f32[)",
-                     rows, R"(,1024] all-reduce(x), channel_id=1,
-          replica_groups=)",
-                     group, R"(, use_global_device_ids=true, to_apply=add_f32
-        ROOT t = f32[)",
-                     rows, R"(,1024] tanh(ar)
-      })"));
+        x = f32[$0,1024] parameter(0)
+        ar = f32[$0,1024] all-reduce(x), channel_id=1, replica_groups=$1,
+          use_global_device_ids=true, to_apply=add_f32
+        ROOT t = f32[$0,1024] tanh(ar)
+      })",
+                                      rows, group)));
   };
   run(8192, "{{0,1},{2,3}}");
   EXPECT_EQ(report_.fired(), 1) << report_.ToText();
