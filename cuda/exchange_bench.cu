@@ -23,6 +23,7 @@
 
 #include "cuda/graph_timer.h"
 #include "cuda/limits.h"
+#include "cuda/system_access.cuh"
 #include "cuda/virtual_ranks.h"
 
 namespace oneshot {
@@ -60,38 +61,19 @@ struct Exchange {
   }
 };
 
-__device__ __forceinline__ uint4 LoadSystem(const uint4* address) {
-  uint4 value;
-  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(address)
-               : "memory");
-  return value;
-}
-
-__device__ __forceinline__ void StoreSystem(uint4* address, uint4 value) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z),
-                 "r"(value.w)
-               : "memory");
-}
-
-__device__ __forceinline__ void Signal(uint32_t* flag, uint32_t epoch) {
+// Sets a flag of the peer, and waits until the own one is that of this epoch or
+// of the next: a peer may be one ahead.
+__device__ __forceinline__ void Meet(uint32_t* theirs, const uint32_t* mine,
+                                     uint32_t epoch) {
   asm volatile("st.release.sys.global.u32 [%0], %1;"
                :
-               : "l"(flag), "r"(epoch)
+               : "l"(theirs), "r"(epoch)
                : "memory");
-}
-
-// Waits until the flag is that of this epoch or of the next: a peer may be one
-// ahead.
-__device__ __forceinline__ void Await(const uint32_t* flag, uint32_t epoch) {
   uint32_t seen;
   do {
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
                  : "=r"(seen)
-                 : "l"(flag)
+                 : "l"(mine)
                  : "memory");
   } while (static_cast<int32_t>(seen - epoch) < 0);
 }
@@ -107,17 +89,36 @@ __device__ __forceinline__ uint4 Marked(uint4 packet, uint32_t epoch) {
   return packet;
 }
 
-__device__ __forceinline__ uint4 AwaitPacket(const uint4* place) {
-  uint4 packet;
-  do {
-    packet = LoadSystem(place);
-  } while (packet.x == kSentinel || packet.y == kSentinel ||
-           packet.z == kSentinel || packet.w == kSentinel);
-  return packet;
+// Sends a packet of x.
+__device__ __forceinline__ void Send(const Exchange& a, uint32_t epoch,
+                                     int packet, uint4 x) {
+  StoreSystem(a.Slot(a.peer_inbox, epoch) + packet, Marked(x, epoch));
 }
 
-__device__ __forceinline__ void Clear(uint4* place) {
+// Waits for a packet, takes it and clears its place.
+__device__ __forceinline__ void Receive(const Exchange& a, uint32_t epoch,
+                                        int packet) {
+  uint4* place = a.Slot(a.inbox, epoch) + packet;
+  uint4 came;
+  do {
+    came = LoadSystem(place);
+  } while (came.x == kSentinel || came.y == kSentinel || came.z == kSentinel ||
+           came.w == kSentinel);
+  a.out[packet] = Marked(came, epoch);
   StoreSystem(place, make_uint4(kSentinel, kSentinel, kSentinel, kSentinel));
+}
+
+// The same where flags say what has come.
+__device__ __forceinline__ void SendPlain(const Exchange& a, uint32_t epoch,
+                                          int packet) {
+  if (packet >= a.packets) return;
+  a.Slot(a.peer_inbox, epoch)[packet] = Marked(a.x[packet], epoch);
+}
+
+__device__ __forceinline__ void ReceivePlain(const Exchange& a, uint32_t epoch,
+                                             int packet) {
+  if (packet >= a.packets) return;
+  a.out[packet] = Marked(a.Slot(a.inbox, epoch)[packet], epoch);
 }
 
 // No exchange: reads x and writes it.
@@ -135,11 +136,8 @@ struct Packets {
   __device__ static void Run(const Exchange& a, uint32_t epoch) {
     const int packet = Packet();
     if (packet >= a.packets) return;
-    StoreSystem(a.Slot(a.peer_inbox, epoch) + packet,
-                Marked(a.x[packet], epoch));
-    uint4* place = a.Slot(a.inbox, epoch) + packet;
-    a.out[packet] = Marked(AwaitPacket(place), epoch);
-    Clear(place);
+    Send(a, epoch, packet, a.x[packet]);
+    Receive(a, epoch, packet);
   }
 };
 
@@ -150,9 +148,7 @@ struct PacketsCountedByGrid {
     const int packet = Packet();
     const uint4 x = packet < a.packets ? a.x[packet] : uint4{};
     const uint32_t epoch = *const_cast<volatile uint32_t*>(&a.words->epoch);
-    if (packet < a.packets) {
-      StoreSystem(a.Slot(a.peer_inbox, epoch) + packet, Marked(x, epoch));
-    }
+    if (packet < a.packets) Send(a, epoch, packet, x);
     __syncthreads();
     uint32_t before = 0;
     if (threadIdx.x == 0) {
@@ -161,11 +157,7 @@ struct PacketsCountedByGrid {
                    : "l"(&a.words->arrived), "r"(gridDim.x - 1)
                    : "memory");
     }
-    if (packet < a.packets) {
-      uint4* place = a.Slot(a.inbox, epoch) + packet;
-      a.out[packet] = Marked(AwaitPacket(place), epoch);
-      Clear(place);
-    }
+    if (packet < a.packets) Receive(a, epoch, packet);
     asm volatile("" : "+r"(before));
     if (threadIdx.x == 0 && before == gridDim.x - 1) {
       a.words->epoch = epoch + 1;
@@ -180,11 +172,9 @@ struct PacketsCountedByPacket {
     if (packet >= a.packets) return;
     const uint4 x = a.x[packet];
     const uint32_t epoch = *const_cast<volatile uint32_t*>(&a.counts[packet]);
-    StoreSystem(a.Slot(a.peer_inbox, epoch) + packet, Marked(x, epoch));
+    Send(a, epoch, packet, x);
     a.counts[packet] = epoch + 1;
-    uint4* place = a.Slot(a.inbox, epoch) + packet;
-    a.out[packet] = Marked(AwaitPacket(place), epoch);
-    Clear(place);
+    Receive(a, epoch, packet);
   }
 };
 
@@ -214,18 +204,13 @@ struct HalfPackets {
 struct BlockFlags {
   __device__ static void Run(const Exchange& a, uint32_t epoch) {
     const int packet = Packet();
-    if (packet < a.packets) {
-      a.Slot(a.peer_inbox, epoch)[packet] = Marked(a.x[packet], epoch);
-    }
+    SendPlain(a, epoch, packet);
     __syncthreads();
     if (threadIdx.x == 0) {
-      Signal(&a.peer_flags[blockIdx.x], epoch);
-      Await(&a.flags[blockIdx.x], epoch);
+      Meet(&a.peer_flags[blockIdx.x], &a.flags[blockIdx.x], epoch);
     }
     __syncthreads();
-    if (packet < a.packets) {
-      a.out[packet] = Marked(a.Slot(a.inbox, epoch)[packet], epoch);
-    }
+    ReceivePlain(a, epoch, packet);
   }
 };
 
@@ -233,18 +218,13 @@ struct BlockFlags {
 struct WarpFlags {
   __device__ static void Run(const Exchange& a, uint32_t epoch) {
     const int packet = Packet();
-    if (packet < a.packets) {
-      a.Slot(a.peer_inbox, epoch)[packet] = Marked(a.x[packet], epoch);
-    }
+    SendPlain(a, epoch, packet);
     __syncwarp();
     if (threadIdx.x % kWarp == 0 && packet < a.packets) {
-      Signal(&a.peer_flags[packet / kWarp], epoch);
-      Await(&a.flags[packet / kWarp], epoch);
+      Meet(&a.peer_flags[packet / kWarp], &a.flags[packet / kWarp], epoch);
     }
     __syncwarp();
-    if (packet < a.packets) {
-      a.out[packet] = Marked(a.Slot(a.inbox, epoch)[packet], epoch);
-    }
+    ReceivePlain(a, epoch, packet);
   }
 };
 
@@ -276,11 +256,7 @@ struct BulkPackets {
   __device__ static void Run(const Exchange& a, uint32_t epoch) {
     Bulk::Send(a, epoch);
     const int packet = Packet();
-    if (packet < a.packets) {
-      uint4* place = a.Slot(a.inbox, epoch) + packet;
-      a.out[packet] = Marked(AwaitPacket(place), epoch);
-      Clear(place);
-    }
+    if (packet < a.packets) Receive(a, epoch, packet);
 #if __CUDA_ARCH__ >= 900
     // Until then the copy reads the shared memory.
     if (threadIdx.x == 0) {
@@ -302,14 +278,10 @@ struct BulkFlags {
           :
           : "memory");
 #endif
-      Signal(&a.peer_flags[blockIdx.x], epoch);
-      Await(&a.flags[blockIdx.x], epoch);
+      Meet(&a.peer_flags[blockIdx.x], &a.flags[blockIdx.x], epoch);
     }
     __syncthreads();
-    const int packet = Packet();
-    if (packet < a.packets) {
-      a.out[packet] = Marked(a.Slot(a.inbox, epoch)[packet], epoch);
-    }
+    ReceivePlain(a, epoch, Packet());
   }
 };
 
@@ -318,16 +290,15 @@ struct BulkFlags {
 struct Pull {
   __device__ static void Run(const Exchange& a, uint32_t epoch) {
     if (threadIdx.x == 0) {
-      Signal(&a.peer_flags[blockIdx.x], epoch);
-      Await(&a.flags[blockIdx.x], epoch);
+      Meet(&a.peer_flags[blockIdx.x], &a.flags[blockIdx.x], epoch);
     }
     __syncthreads();
     const int packet = Packet();
     if (packet < a.packets) a.out[packet] = LoadSystem(a.peer_x + packet);
     __syncthreads();
     if (threadIdx.x == 0) {
-      Signal(&a.Second(a.peer_flags)[blockIdx.x], epoch);
-      Await(&a.Second(a.flags)[blockIdx.x], epoch);
+      Meet(&a.Second(a.peer_flags)[blockIdx.x], &a.Second(a.flags)[blockIdx.x],
+           epoch);
     }
   }
 };
@@ -369,24 +340,22 @@ class Memory {
  public:
   Memory(const VirtualRanks& ranks, int packets)
       : ranks_(ranks), packets_(packets) {
-    const size_t bytes = size_t{kPacketBytes} * packets;
-    const size_t flags = 2 * ((size_t{1} * packets + kWarp - 1) / kWarp);
     for (int r = 0; r < 2; ++r) {
       ranks[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(cudaMalloc(&x_[r], bytes));
-      ONESHOT_CHECK_CUDA(cudaMalloc(&out_[r], bytes));
-      ONESHOT_CHECK_CUDA(cudaMalloc(&inbox_[r], 4 * bytes));
-      ONESHOT_CHECK_CUDA(cudaMalloc(&flags_[r], flags * sizeof(uint32_t)));
-      ONESHOT_CHECK_CUDA(cudaMalloc(&counts_[r], size_t{4} * packets));
+      ONESHOT_CHECK_CUDA(cudaMalloc(&x_[r], bytes_));
+      ONESHOT_CHECK_CUDA(cudaMalloc(&out_[r], bytes_));
+      ONESHOT_CHECK_CUDA(cudaMalloc(&inbox_[r], 4 * bytes_));
+      ONESHOT_CHECK_CUDA(cudaMalloc(&flags_[r], flag_bytes_));
+      ONESHOT_CHECK_CUDA(cudaMalloc(&counts_[r], count_bytes_));
       ONESHOT_CHECK_CUDA(cudaMalloc(&words_[r], sizeof(Words)));
-      sent_[r].resize(bytes / sizeof(uint32_t));
+      sent_[r].resize(bytes_ / sizeof(uint32_t));
       uint32_t random = 1 + r;
       for (uint32_t& word : sent_[r]) {
         random = random * 1664525 + 1013904223;
         word = random >> 1;
       }
       ONESHOT_CHECK_CUDA(
-          cudaMemcpy(x_[r], sent_[r].data(), bytes, cudaMemcpyHostToDevice));
+          cudaMemcpy(x_[r], sent_[r].data(), bytes_, cudaMemcpyHostToDevice));
     }
   }
   ~Memory() {
@@ -404,14 +373,12 @@ class Memory {
 
   // As before the first launch of a way.
   void Reset() const {
-    const size_t bytes = size_t{kPacketBytes} * packets_;
-    const size_t flags = 2 * ((size_t{1} * packets_ + kWarp - 1) / kWarp);
     for (int r = 0; r < 2; ++r) {
       ranks_[r].MakeCurrent();
-      ONESHOT_CHECK_CUDA(cudaMemset(out_[r], 0, bytes));
-      ONESHOT_CHECK_CUDA(cudaMemset(inbox_[r], 0xFF, 4 * bytes));
-      ONESHOT_CHECK_CUDA(cudaMemset(flags_[r], 0, flags * sizeof(uint32_t)));
-      ONESHOT_CHECK_CUDA(cudaMemset(counts_[r], 0, size_t{4} * packets_));
+      ONESHOT_CHECK_CUDA(cudaMemset(out_[r], 0, bytes_));
+      ONESHOT_CHECK_CUDA(cudaMemset(inbox_[r], 0xFF, 4 * bytes_));
+      ONESHOT_CHECK_CUDA(cudaMemset(flags_[r], 0, flag_bytes_));
+      ONESHOT_CHECK_CUDA(cudaMemset(counts_[r], 0, count_bytes_));
       ONESHOT_CHECK_CUDA(cudaMemset(words_[r], 0, sizeof(Words)));
       ONESHOT_CHECK_CUDA(cudaDeviceSynchronize());
     }
@@ -440,6 +407,10 @@ class Memory {
  private:
   const VirtualRanks& ranks_;
   const int packets_;
+  const size_t bytes_ = size_t{kPacketBytes} * packets_;
+  const size_t flag_bytes_ =
+      2 * ((packets_ + kWarp - 1) / kWarp) * sizeof(uint32_t);
+  const size_t count_bytes_ = sizeof(uint32_t) * packets_;
   std::vector<uint32_t> sent_[2];  // by rank, as is all else
   uint4* x_[2] = {};
   uint4* out_[2] = {};

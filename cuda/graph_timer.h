@@ -11,8 +11,8 @@
 namespace oneshot {
 
 inline constexpr int kNodes = 64;  // calls in a graph
-inline constexpr int kLaunches =
-    10;  // graphs in a sample, to hide the first skew
+// Graphs in a sample, to hide the first skew.
+inline constexpr int kLaunches = 10;
 inline constexpr int kSamples = 51;
 
 // Enqueues one call on the stream of a rank.

@@ -25,6 +25,7 @@
 #include <future>
 #include <iterator>
 #include <optional>
+#include <regex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,7 @@
 #include "cuda/graph_timer.h"
 #include "cuda/launch_plan.h"
 #include "cuda/nvrtc.h"
+#include "cuda/system_access.cuh"
 #include "cuda/virtual_ranks.h"
 
 namespace oneshot {
@@ -73,18 +75,12 @@ __global__ void Bounce(uint4* mine, uint4* theirs, bool serves,
   for (uint32_t trip = 1; trip <= kTrips; ++trip) {
     for (const bool sends : {serves, !serves}) {
       if (sends) {
-        asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %1, %1, %1};"
-                     :
-                     : "l"(theirs), "r"(trip)
-                     : "memory");
+        StoreSystem(theirs, make_uint4(trip, trip, trip, trip));
         continue;
       }
       uint4 seen;
       do {
-        asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(seen.x), "=r"(seen.y), "=r"(seen.z), "=r"(seen.w)
-                     : "l"(mine)
-                     : "memory");
+        seen = LoadSystem(mine);
       } while (seen.x != trip || seen.y != trip || seen.z != trip ||
                seen.w != trip);
     }
@@ -231,22 +227,14 @@ std::vector<Case> Cases() {
   };
 }
 
-std::string Replaced(std::string text, const std::string& from,
-                     const std::string& to) {
-  for (size_t at = text.find(from); at != std::string::npos;
-       at = text.find(from, at + to.size())) {
-    text.replace(at, from.size(), to);
-  }
-  return text;
-}
-
 EpilogueProgram ProgramOf(const Case& timed, int hidden,
                           const Element& element) {
   char inverse[32];
   std::snprintf(inverse, sizeof(inverse), "%a", 1.0 / hidden);
-  std::string text = Replaced(timed.program, "%a", inverse);
-  text = Replaced(text, ".bf16", element.rounding);
-  text = Replaced(text, " bf16", std::string(" ") + element.name);
+  std::string text =
+      std::regex_replace(timed.program, std::regex("%a"), inverse);
+  text = std::regex_replace(text, std::regex("\\.bf16"), element.rounding);
+  text = std::regex_replace(text, std::regex("\\bbf16"), element.name);
   EpilogueProgram program;
   std::string error;
   if (!FromText(text, &program, &error)) {
@@ -390,14 +378,13 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
         if (!only.empty() && timed.name != only) continue;
         const EpilogueProgram program = ProgramOf(timed, hidden, element);
         const DeviceLimits& limits = ranks[0].traits.limits;
-        const std::optional<LaunchPlan> in_use =
+        const std::optional<LaunchPlan> used =
             PlanLaunch(program, rows, hidden, ranks.size(), limits);
-        if (!in_use) {
+        if (!used) {
           std::printf("ranks=%d [%d,%d] %s %s: does not fit\n", ranks.size(),
                       rows, hidden, element.name, timed.name.c_str());
           continue;
         }
-        const LaunchPlan& used = *in_use;
         std::vector<RankBuffers> buffers(ranks.size());
         for (int r = 0; r < ranks.size(); ++r) {
           ranks[r].MakeCurrent();
@@ -410,8 +397,8 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
         const double between = cool ? Measure(ranks, cool_down, launches) : 0;
         const std::vector<LaunchPlan> plans =
             tune ? AllPlans(program, rows, hidden, ranks.size(), limits,
-                            used.packets_per_row)
-                 : std::vector<LaunchPlan>{used};
+                            used->packets_per_row)
+                 : std::vector<LaunchPlan>{*used};
         for (const Kernel* kernel : CompileAll(program, plans, ranks)) {
           const double time = Measure(
               ranks,
@@ -428,7 +415,7 @@ void Run(const std::vector<int>& devices, const std::vector<int>& row_counts,
               "packets a thread, clusters of %d, %s)\n",
               ranks.size(), rows, hidden, element.name, timed.name.c_str(),
               time - between,
-              tune ? (plan.tuning == used.tuning ? "in use" : "tried")
+              tune ? (plan.tuning == used->tuning ? "in use" : "tried")
                    : Launch(ranks, plan).c_str(),
               plan.blocks, plan.tuning.threads, plan.tuning.packets,
               plan.tuning.cluster,
