@@ -15,7 +15,8 @@ namespace oneshot {
 namespace {
 
 constexpr int kHangStatus = 3;
-constexpr uint64_t kTimeoutNs = uint64_t{60} * 1000 * 1000 * 1000;
+// Longer than any test waits for its streams: what that finds says more.
+constexpr uint64_t kTimeoutNs = uint64_t{120} * 1000 * 1000 * 1000;
 
 __global__ void CountWritten(const uint32_t* words, size_t count,
                              unsigned long long* written) {
@@ -155,6 +156,7 @@ void VirtualRanks::Wait(const char* what, double seconds) const {
     if (elapsed.count() > seconds) break;
   }
   std::printf("HANG %s\n", what);
+  std::fflush(stdout);  // what comes may hang as well
   for (const VirtualRank& rank : ranks_) {
     rank.MakeCurrent();
     const bool running = cudaStreamQuery(rank.stream) == cudaErrorNotReady;
