@@ -100,7 +100,8 @@ Tuning Choose(const Shape& shape, const DeviceLimits& device) {
            int64_t{tuning.threads} * tuning.cluster / 2 >= shape.packets) {
       tuning.cluster /= 2;
     }
-    while (tuning.cluster > 1 && tuning.threads < kMaxThreads &&
+    while (int64_t{tuning.cluster} / 2 * kMaxThreads >= shape.packets &&
+           tuning.threads < kMaxThreads &&
            shape.rows * tuning.cluster >
                ResidentBlocks(device, tuning.threads)) {
       tuning.cluster /= 2;

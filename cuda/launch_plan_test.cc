@@ -81,8 +81,12 @@ TEST(LaunchPlanTest, TheNextLargerShapeThatWasMeasured) {
 TEST(LaunchPlanTest, NothingMeasured) {
   EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 32768, 2, kH100)->tuning,
             (Tuning{512, 1, 8}));
+  EXPECT_EQ(PlanLaunch(Norm("bf16"), 512, 32768, 2, kH100)->tuning,
+            (Tuning{1024, 1, 4}));
   EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 8192, 2, {66, 8})->tuning,
             (Tuning{128, 1, 8}));
+  EXPECT_EQ(PlanLaunch(Norm("bf16"), 512, 8192, 2, {66, 8})->tuning,
+            (Tuning{1024, 1, 1}));
 }
 
 TEST(LaunchPlanTest, WithoutClustersABlockTakesARow) {
