@@ -90,7 +90,11 @@ constexpr int kPeers = kRanks - 1;
 constexpr int kPairs = kElements / 2;
 constexpr int kTiles = kRows * kTilesPerRow;
 constexpr int kPartials = (kPacketsPerRow + kWarp - 1) / kWarp;
-constexpr int kPaddedPartials = (kPartials + kWarp - 1) / kWarp * kWarp;
+// Shares of a reduction that are given. In a cluster also those of warps that
+// the row has nothing for: see RowShares.
+constexpr int kGiven =
+    kCluster == 1 ? kPartials : kTilesPerRow * kPackets * kThreads / kWarp;
+constexpr int kPaddedPartials = (kGiven + kWarp - 1) / kWarp * kWarp;
 // Whether every packet of a row is full.
 constexpr bool kFull = kHidden % kElements == 0;
 // Whether every thread has all its packets in every tile.
@@ -905,9 +909,11 @@ __device__ __forceinline__ void ClusterWait() {
 }
 
 // The blocks of a cluster share a row. Each holds all the partial results, in
-// two sets in turn: a block may be one reduction ahead of another. It cannot be
+// two sets in turn: a warp may be one reduction ahead of another. It cannot be
 // two ahead: for that it needs shares of the reduction in between, which every
-// warp gives after it has taken the result of the one before.
+// warp of every block gives after it has taken the result of the one before.
+// Warps without a packet give some, too, which nobody takes: one that was left
+// behind by two would miss that its set was complete, and wait forever.
 struct RowShares {
   alignas(16) float partials[2][kReductions][kPaddedPartials];
   // Complete when a set is; only in clusters of several blocks. The stores of
@@ -960,7 +966,7 @@ struct RowReducer {
       const float value = OverLanes<kReduction, kWarp>(values[p]);
       const int lane = threadIdx.x % kWarp;
       const int partial = Locate(tile, p).packet / kWarp;
-      if (lane >= kCluster || partial >= kPartials) continue;
+      if (lane >= kCluster || partial >= kGiven) continue;
       float* target = &shares.partials[set][slot][partial];
       if constexpr (kCluster == 1) {
         *target = value;
@@ -987,7 +993,7 @@ struct RowReducer {
       if (threadIdx.x == 0) {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                      :
-                     : "r"(barrier), "r"(slots * kPartials * 4)
+                     : "r"(barrier), "r"(slots * kGiven * 4)
                      : "memory");
       }
       uint32_t done = 0;
