@@ -26,8 +26,14 @@
 namespace oneshot {
 namespace {
 
+// Of layouts, the order of the dimensions and the memory, the device's or the
+// host's. The rest follows from the backend.
 bool SameLayouts(const xla::Shape& a, const xla::Shape& b) {
-  return xla::Shape::Equal().MinorToMajorOnlyInLayout()(a, b);
+  return xla::Shape::Equal()
+      .IgnoreTilesInLayout()
+      .IgnoreElementSizeInLayout()
+      .IgnoreTailPaddingAlignmentInElements()
+      .IgnoreSplitConfigInLayout()(a, b);
 }
 
 // XLA takes the entry's layouts from the parameters and the root when it reads
@@ -45,7 +51,7 @@ absl::Status CheckEntryLayouts(const xla::HloModuleProto& proto,
   }
   if (same) return absl::OkStatus();
   return absl::UnimplementedError(
-      "the entry computation has layouts of its own");
+      "the entry computation has layouts of its own, or arrays on the host");
 }
 
 std::string Serialized(const google::protobuf::MessageLite& message) {

@@ -232,6 +232,29 @@ TEST(ModuleCodecTest, RefusesUnknownFieldsElsewhere) {
   }
 }
 
+// Else a result would come back on the device, or a parameter be read there.
+TEST(ModuleCodecTest, RefusesEntriesWithArraysOnTheHost) {
+  constexpr int64_t kHost = 5;
+  const auto refused = [](const xla::HloModuleProto& proto) {
+    const auto decoded = DecodedModule::Decode(proto.SerializeAsString());
+    ASSERT_FALSE(decoded.ok());
+    EXPECT_THAT(decoded.status().message(), HasSubstr("arrays on the host"));
+  };
+  xla::HloModuleProto proto = Proto();
+  proto.mutable_host_program_shape()
+      ->mutable_parameters(0)
+      ->mutable_layout()
+      ->set_memory_space(kHost);
+  refused(proto);
+  proto = Proto();
+  proto.mutable_host_program_shape()
+      ->mutable_result()
+      ->mutable_tuple_shapes(0)
+      ->mutable_layout()
+      ->set_memory_space(kHost);
+  refused(proto);
+}
+
 TEST(ModuleCodecTest, RefusesEntryLayoutsOfTheUsersOwn) {
   xla::HloModuleProto proto = Proto();
   auto* layout = proto.mutable_host_program_shape()
