@@ -304,6 +304,7 @@ std::variant<Candidate, Decline> Look(HloInstruction* hlo,
   site.group_size = candidate.groups.size();
   for (size_t i = 0; i < candidate.sums.size(); ++i) {
     EpilogueMatch match = MatchEpilogue(hlo, candidate.sums[i], i, may_absorb);
+    if (match.results.empty()) return Decline{"nothing reads it"};
     site.bytes = BytesOf(match);
     if (auto why = WhyNotProfitable(match, candidate.groups.size())) {
       return Decline{*std::move(why)};

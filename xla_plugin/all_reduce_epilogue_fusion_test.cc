@@ -1637,6 +1637,8 @@ TEST_F(FusionTest, AbsorbsNothingItDoesNotUnderstand) {
   };
   Run(hlo, Platform::kCuda, all_but("ar"));
   ExpectDeclined("unknown proto fields");
+  Run(hlo, Platform::kCuda, all_but("s"));
+  ExpectDeclined("unknown proto fields");
   Run(hlo, Platform::kCuda, all_but("h"));
   ExpectFused("none");
   // The statistics of the rows are taken in still.
@@ -1644,6 +1646,48 @@ TEST_F(FusionTest, AbsorbsNothingItDoesNotUnderstand) {
   ExpectFused("residual+rms_norm");
   EXPECT_TRUE(Has(xla::HloOpcode::kRsqrt));
   EXPECT_FALSE(Has(xla::HloOpcode::kReduce));
+}
+
+TEST_F(FusionTest, LeavesWideningConvertsThatItDoesNotUnderstand) {
+  constexpr char kHlo[] = R"(HEADER
+    ENTRY e {
+      x = bf16[4,8] parameter(0)
+      wide = f32[4,8] convert(x)
+      ar = f32[4,8] all-reduce(wide), GROUPS, to_apply=add_f32
+      ROOT t = f32[4,8] tanh(ar)
+    })";
+  Run(kHlo);
+  EXPECT_THAT(Operands(), ElementsAre("x"));
+  Run(kHlo, Platform::kCuda,
+      [](const xla::HloInstruction* hlo) { return hlo->name() != "wide"; });
+  EXPECT_THAT(Operands(), ElementsAre("wide"));
+}
+
+TEST_F(FusionTest, DeclinesSumsThatNothingReads) {
+  RunEntry(R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    ROOT t = f32[4,8] tanh(x)
+  )");
+  ExpectDeclined("nothing reads it");
+}
+
+TEST_F(FusionTest, TakesTheBeginningOfAnEndlessTail) {
+  std::string body = R"(
+    x = f32[4,8] parameter(0)
+    ar = f32[4,8] all-reduce(x), GROUPS, to_apply=add_f32
+    t0 = f32[4,8] tanh(ar)
+  )";
+  constexpr int kLength = 20000;
+  for (int i = 1; i < kLength; ++i) {
+    absl::StrAppend(&body, i + 1 == kLength ? "ROOT " : "", "t", i,
+                    " = f32[4,8] tanh(t", i - 1, ")\n");
+  }
+  RunEntry(body);
+  ASSERT_EQ(report_.fired(), 1) << report_.ToText();
+  ASSERT_EQ(report_.all_reduces[0].stopped.size(), 1);
+  EXPECT_THAT(report_.all_reduces[0].stopped[0].reason,
+              HasSubstr("exceed a limit"));
 }
 
 TEST_F(FusionTest, ReportsEveryAllReduce) {

@@ -192,9 +192,12 @@ std::optional<int64_t> ReducedRow(const HloInstruction* reduce) {
 
 // What has to be sent: the operand, or what it only widens. A reshape is kept,
 // it would be of no use to undo it.
-HloInstruction* InputOf(HloInstruction* all_reduce, int64_t operand) {
+HloInstruction* InputOf(HloInstruction* all_reduce, int64_t operand,
+                        const MayAbsorb& may_absorb) {
   HloInstruction* input = all_reduce->mutable_operand(operand);
-  while (IsWideningConvert(input)) input = input->mutable_operand(0);
+  while (IsWideningConvert(input) && may_absorb(input)) {
+    input = input->mutable_operand(0);
+  }
   return input;
 }
 
@@ -763,7 +766,11 @@ void Region::Grow() {
   sum.round = *ToDType(sum_->shape().element_type());
   nodes_.emplace(sum_, std::move(sum));
   order_.push_back(sum_);
+  // Far beyond what a program holds, so that a tail without an end is not given
+  // back one by one.
+  constexpr size_t kMost = 4 * kMaxInstructions;
   for (HloInstruction* hlo : followers_) {
+    if (order_.size() == kMost) break;
     if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
           return Contains(operand);
         })) {
@@ -1041,14 +1048,18 @@ std::variant<std::vector<HloInstruction*>, Decline> SumsOf(
     }
     if (!may_absorb(sums[i])) return Decline{"has unknown proto fields"};
   }
-  if (!may_absorb(all_reduce)) return Decline{"has unknown proto fields"};
+  if (!may_absorb(all_reduce) ||
+      !absl::c_all_of(all_reduce->to_apply()->instructions(), may_absorb)) {
+    return Decline{"has unknown proto fields"};
+  }
   return sums;
 }
 
 EpilogueMatch MatchEpilogue(HloInstruction* all_reduce, HloInstruction* sum,
                             int64_t operand, const MayAbsorb& may_absorb) {
   EpilogueMatch match =
-      Region(sum, InputOf(all_reduce, operand), may_absorb).ToMatch();
+      Region(sum, InputOf(all_reduce, operand, may_absorb), may_absorb)
+          .ToMatch();
   match.all_reduce = all_reduce;
   match.sum = sum;
   return match;
