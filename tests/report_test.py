@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,10 +46,15 @@ for f in (fused, both, declined, jax.jit(lambda x: x + 1)):
 """
 
 
-def run(program: str, directory: Path) -> None:
-    """Runs a program on eight emulated devices that dumps to `directory`."""
+def run(program: str, directory: Path) -> str:
+    """Runs a program on eight emulated devices that dumps to `directory`; returns its stderr."""
     environ = environment(ONESHOT="1", ONESHOT_DUMP_TO=directory)
-    subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=120)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +168,25 @@ def test_no_report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         report.load(tmp_path)
     assert command_line.main(["report", str(tmp_path)]) == 2
     assert path.name in capsys.readouterr().err
+
+
+def test_report_without_its_text(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = shutil.copytree(dump, tmp_path / "dump")
+    for path in directory.glob("*.report.txt"):
+        path.unlink()
+    assert command_line.main(["report", str(directory)]) == 2
+    assert ".report.txt" in capsys.readouterr().err
+
+
+def test_dump_that_can_not_be_written(tmp_path: Path) -> None:
+    # The directory goes after it was looked at, and a file has its name.
+    directory = tmp_path / "dump"
+    code = f"import pathlib\npathlib.Path({str(directory)!r}).rmdir()\n"
+    code += f"pathlib.Path({str(directory)!r}).write_text('')\n"
+    program = PROGRAM.replace("x = np.ones", f"{code}x = np.ones")
+    assert "oneshot: can't write" in run(program, directory)
 
 
 def test_order(tmp_path: Path) -> None:

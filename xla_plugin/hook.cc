@@ -111,15 +111,19 @@ char* Transform(const char* platform, OneshotCompile compile,
   if (run_pass == nullptr) return nullptr;
   char* out = nullptr;
   char* message = nullptr;
-  const int result = run_pass(platform, config->dump_dir.c_str(), compile,
-                              module, size, &out, out_size, &message);
+  char* dump_error = nullptr;
+  const int result =
+      run_pass(platform, config->dump_dir.c_str(), compile, module, size, &out,
+               out_size, &message, &dump_error);
   if (result < 0) {
     Log(kWarning, "a module stays with stock XLA: %s",
         message != nullptr ? message : "out of memory");
   } else if (message != nullptr) {
     Log(kInfo, "%s", message);
   }
+  if (dump_error != nullptr) Log(kWarning, "%s", dump_error);
   std::free(message);
+  std::free(dump_error);
   return out;
 }
 

@@ -64,16 +64,17 @@ class Dump {
     file << text;
     file.close();
     if (!file) {
-      error_ = absl::StrCat("; can't write ", path, ": ", std::strerror(errno));
+      error_ = absl::StrCat("can't write ", path, ": ", std::strerror(errno));
     }
   }
 
   void Write(const ModuleReport& report) {
-    Write(".report.json", report.ToJson());
+    // Whoever finds the first finds all: it is written last.
     Write(".report.txt", report.ToText());
+    Write(".report.json", report.ToJson());
   }
 
-  // For the end of a message; empty if all was written.
+  // Empty if all was written.
   const std::string& error() const { return error_; }
 
  private:
@@ -85,6 +86,7 @@ class Dump {
 struct Rewrite {
   std::string module;  // empty: unchanged
   std::string message;
+  std::string dump_error;
 };
 
 std::string Summary(const ModuleReport& report) {
@@ -130,7 +132,7 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
     report.declined_module = std::string(decoded.status().message());
     Dump dump(std::string(dump_dir), report.module);
     dump.Write(report);
-    return Rewrite{"", Summary(report) + dump.error()};
+    return Rewrite{"", Summary(report), dump.error()};
   }
   xla::HloModule* module = decoded->module();
   Dump dump(std::string(dump_dir), module->name());
@@ -147,7 +149,7 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
                                    : AllReduceEpilogueFusion::Platform::kCuda,
                                may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
-  Rewrite result{"", Summary(pass.report())};
+  Rewrite result{"", Summary(pass.report()), ""};
   if (changed) {
     // XLA verifies the module again, but treats a failure there as a failed
     // compilation; here it only means that the module stays as it was.
@@ -159,7 +161,7 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
   dump.Write(".before.hlo", before);
   if (changed) dump.Write(".after.hlo", module->ToString());
   dump.Write(pass.report());
-  result.message += dump.error();
+  result.dump_error = dump.error();
   return result;
 }
 
@@ -175,10 +177,11 @@ char* Copy(const std::string& text) {
 extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
     const char* platform, const char* dump_dir, OneshotCompile compile,
     const char* module, size_t size, char** out, size_t* out_size,
-    char** message) {
+    char** message, char** dump_error) {
   *out = nullptr;
   *out_size = 0;
   *message = nullptr;
+  *dump_error = nullptr;
   try {
     absl::StatusOr<oneshot::Rewrite> result;
     const absl::Status status = oneshot::GuardAgainstFatal([&] {
@@ -190,6 +193,9 @@ extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
       return -1;
     }
     *message = oneshot::Copy(result->message);
+    if (!result->dump_error.empty()) {
+      *dump_error = oneshot::Copy(result->dump_error);
+    }
     if (result->module.empty()) return 0;
     *out = oneshot::Copy(result->module);
     *out_size = result->module.size();

@@ -24,10 +24,12 @@ typedef char* (*OneshotCompile)(const char* program, int64_t rows,
 // called for every rewrite, unless it is null. Returns 1 and a
 // malloc'ed module in *out when the module has changed, 0 when it has not, -1
 // when something went wrong, which also leaves the module as it is. *message
-// receives a malloc'ed line for the log. Re-entrant.
+// receives a malloc'ed line for the log, *dump_error one about a dump that was
+// not written, or null. Re-entrant.
 int OneshotRunPass(const char* platform, const char* dump_dir,
                    OneshotCompile compile, const char* module, size_t size,
-                   char** out, size_t* out_size, char** message);
+                   char** out, size_t* out_size, char** message,
+                   char** dump_error);
 
 // Runs the pass on a module for the sake of its dump: HLO text, a serialized
 // HloModuleProto, or one of the HloProtos that XLA dumps. The other arguments

@@ -59,12 +59,12 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     try:
         modules = report.load(arguments.directory)
+        texts = [module.text for module in modules]
         if arguments.html:
             arguments.html.write_text(page.write(modules))
     except (OSError, ValueError) as error:
         return _fail(error)
-    for module in modules:
-        print(module.text, end="")
+    print("".join(texts), end="")
     total = sum(len(module.all_reduces) for module in modules)
     fired = sum(module.fired for module in modules)
     print(f"{len(modules)} modules with all-reduces; {fired} of {total} all-reduces fused")
