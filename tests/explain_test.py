@@ -277,6 +277,9 @@ def test_parse_skips_what_it_does_not_know() -> None:
         ("@mesh<a=2,b=3> {a}", "{{0,3},{1,4},{2,5}}"),
         ("@mesh<a=2,b=2,c=2> {a,c}", "{{0,1,4,5},{2,3,6,7}}"),
         ("@mesh<a=2,b=2,c=2> {c,a}", "{{0,4,1,5},{2,6,3,7}}"),
+        # As jaxlib writes it.
+        ("mesh['tp'=4] {'tp'}", "{{0,1,2,3}}"),
+        ("mesh['axis_0'=2,'axis_1'=3] {'axis_1'}", "{{0,1,2},{3,4,5}}"),
         # Not understood: left for XLA's parser to refuse.
         ("@mesh<a=4> {a:(1)2}", "@mesh<a=4> {a:(1)2}"),
         ("@mesh<a=2, device_ids=(1,0)> {a}", "@mesh<a=2, device_ids=(1,0)> {a}"),

@@ -14,7 +14,7 @@ _NAME_AT_THE_END = re.compile(r"%?([\w.\-]+)$")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")
 _SHARDING = re.compile(r", sharding=(?=\{)")
-_MESH_GROUPS = re.compile(r"replica_groups=@mesh<([^>]*)> \{([^{}]*)\}")
+_MESH_GROUPS = re.compile(r"replica_groups=(?:@mesh<([^>]*)>|mesh\[([^\]]*)\]) \{([^{}]*)\}")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -106,11 +106,15 @@ def without_meshes(text: str) -> str:
             parts.append(text[end : found.start()])
             end = _closing(text, found.end()) + 1
     text = "".join([*parts, text[end:]])
-    return _MESH_GROUPS.sub(lambda found: _groups(*found.groups()) or found[0], text)
+    return _MESH_GROUPS.sub(
+        lambda found: _groups(found[1] or found[2] or "", found[3]) or found[0], text
+    )
 
 
 def _groups(mesh: str, axes: str) -> str | None:
     """The text of replica groups; the devices of a mesh are numbered with the last axis fastest."""
+    # XLA and jaxlib write the same, but for quotes around the names.
+    mesh, axes = mesh.replace("'", ""), axes.replace("'", "")
     sizes = dict(re.findall(r"([\w.]+)=(\d+)(?:,|$)", mesh))
     reduced = [axis.strip() for axis in axes.split(",") if axis.strip()]
     if mesh != ",".join(f"{axis}={size}" for axis, size in sizes.items()):
