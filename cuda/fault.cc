@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/fault.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -93,7 +94,9 @@ std::string FaultMessage() {
 }
 
 void SetTimeout(double seconds) {
-  GlobalState().timeout_ns = static_cast<uint64_t>(seconds * kNanoseconds);
+  constexpr double kMost = 9e9;  // as nanoseconds, what 64 bits still hold
+  GlobalState().timeout_ns =
+      static_cast<uint64_t>(std::min(seconds, kMost) * kNanoseconds);
 }
 
 uint64_t TimeoutNs() { return GlobalState().timeout_ns; }

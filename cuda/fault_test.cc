@@ -24,6 +24,8 @@ TEST(FaultTest, Timeout) {
   EXPECT_EQ(TimeoutNs(), 30'000'000'000u);
   SetTimeout(0.5);
   EXPECT_EQ(TimeoutNs(), 500'000'000u);
+  SetTimeout(1e300);  // for ever, as far as it goes
+  EXPECT_EQ(TimeoutNs(), 9'000'000'000'000'000'000u);
 }
 
 // One test, for the state is that of the process.
