@@ -52,7 +52,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in [name for name in os.environ if name.startswith("ONESHOT")]:
         if name != "ONESHOT_XLA_DIR":
             monkeypatch.delenv(name)
-    monkeypatch.setattr(doctor, "_NVRTC", ("libnone.so",))
+    monkeypatch.setattr(config, "_NVRTC", ("libnone.so",))
     monkeypatch.setenv("ONESHOT", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     return monkeypatch
@@ -298,6 +298,26 @@ def test_install_another_wheel(wheel: Path, capsys: pytest.CaptureFixture[str]) 
     assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 2
     assert "SHA-256" in capsys.readouterr().err
     assert not list(config.xla_home().parent.iterdir())
+
+
+def test_install_over_half_of_it(wheel: Path) -> None:
+    home = config.xla_home()
+    home.mkdir(parents=True)
+    (home / config.XLA_LIBRARIES[0]).write_text("")
+    assert xla_wheel.install(wheel) == home
+    assert config.find_xla(config.Config()) == home
+
+
+def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    assert config.xla_home() is None
+    config.find_xla(config.Config())
+    with pytest.raises(xla_wheel.InstallError, match="XDG_DATA_HOME"):
+        xla_wheel.install()
 
 
 def test_install_without_room(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

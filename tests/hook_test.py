@@ -304,6 +304,17 @@ def test_cache_keeps_builds_apart(other: str, tmp_path: Path) -> None:
     assert cache.run("1") == ("fused", 2, 2)
 
 
+def test_cache_after_a_repair(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    broken = tmp_path / "xla"
+    broken.mkdir()
+    for name in config.XLA_LIBRARIES:
+        (broken / name).write_bytes(b"cut short")
+    with_broken = f"from oneshot import config\nconfig.find_xla = lambda _: Path({str(broken)!r})\n"
+    assert cache.run("1", f"from pathlib import Path\n{with_broken}") == ("stock", 1, 0)
+    assert cache.run("1") == ("fused", 2, 1)
+
+
 def test_serialized_executable(tmp_path: Path) -> None:
     file = tmp_path / "executable"
     code = (
@@ -471,10 +482,33 @@ def test_timeout() -> None:
     assert config.read({"ONESHOT_TIMEOUT_S": "2.5"}).timeout == 2.5
 
 
-def test_cuda_refuses_concurrent_command_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    flag = "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
-    monkeypatch.setenv("XLA_FLAGS", flag)
-    assert "concurrent command buffers" in (hook._why_not_cuda() or "")
+@pytest.mark.parametrize(
+    ("flags", "concurrent"),
+    [
+        ("", False),
+        ("--xla_gpu_command_buffer_scheduling_mode=CONCURRENT", True),
+        ("--xla_gpu_autotune_level=0 --xla_gpu_command_buffer_scheduling_mode=concurrent", True),
+        ("--xla_gpu_command_buffer_scheduling_mode=LHS", False),
+        ("--xla_gpu_graph_enable_concurrent_region", True),
+        ("--xla_gpu_graph_enable_concurrent_region=true", True),
+        ("--xla_gpu_graph_enable_concurrent_region=false", False),
+    ],
+)
+@pytest.mark.parametrize("in_a_file", [False, True], ids=["variable", "file"])
+def test_cuda_refuses_concurrent_command_buffers(
+    flags: str, concurrent: bool, in_a_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "flags"
+    file.write_text(flags)
+    monkeypatch.setenv("XLA_FLAGS", str(file) if in_a_file else flags)
+    assert ("concurrent command buffers" in (hook._why_not_cuda() or "")) == concurrent
+
+
+def test_cuda_needs_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(config, "find_nvrtc", lambda: None)
+    monkeypatch.setattr(config, "_NVRTC", ("libnone.so",))
+    assert hook._why_not_cuda() == config.NVRTC_MISSING
 
 
 @pytest.mark.parametrize(

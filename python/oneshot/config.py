@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every environment variable that Oneshot reads, and nothing else reads one."""
 
+import ctypes
 import importlib.metadata
 import logging
 import math
@@ -24,6 +25,10 @@ XLA_MISSING = (
 )
 """What to say where `find_xla` finds nothing."""
 
+NVRTC_MISSING = "NVRTC is missing: pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
+"""What to say where `nvrtc` finds nothing."""
+
+_NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 _SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -127,9 +132,17 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
     )
 
 
-def xla_home() -> Path:
-    """The directory of the user's own copy of XLA's libraries, shared by all environments."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+def xla_home() -> Path | None:
+    """The directory of the user's own copy of XLA's libraries, shared by all environments.
+
+    None for a user without a home directory.
+    """
+    data = os.environ.get("XDG_DATA_HOME")
+    if not data:
+        try:
+            data = Path.home() / ".local" / "share"
+        except RuntimeError:
+            return None
     return Path(data) / "oneshot" / f"xla-{XLA_VERSION}"
 
 
@@ -155,6 +168,22 @@ def find_xla(config: Config) -> Path | None:
         if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
             return directory
     return None
+
+
+def nvrtc() -> str | None:
+    """Where NVIDIA's run-time compiler is: the directory, or the name that the linker knows.
+
+    None if there is none.
+    """
+    return str(find_nvrtc() or "") or next(filter(_loads, _NVRTC), None)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def find_nvrtc() -> Path | None:

@@ -27,7 +27,6 @@ PROBLEM = "PROBLEM"
 
 _OLDEST_JAX = (0, 11, 2)
 _XLA_TRANSFORM, _XLA_TRANSFORM_BYTES = 24, 40  # type and size of the PJRT extension, version 1
-_NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
@@ -302,22 +301,14 @@ def _links(links: list[dict[str, Any]], count: int) -> Check:
 
 
 def _nvrtc(has_driver: bool) -> Iterator[Check]:
-    found = config_lib.find_nvrtc() or next(filter(_loads, _NVRTC), None)
+    found = config_lib.nvrtc()
     if found:
-        yield Check("NVRTC", OK, str(found))
+        yield Check("NVRTC", OK, found)
     elif has_driver:
         advice = "pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
         yield Check("NVRTC", PROBLEM, "not found", advice)
     else:
         yield Check("NVRTC", NOTE, "not found; only GPUs need it")
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def _cache() -> Iterator[Check]:
@@ -343,8 +334,8 @@ def _environment() -> Iterator[Check]:
     status, advice = (OK, "") if enabled else (NOTE, "ONESHOT=1 switches it on")
     yield Check("environment", status, text, advice, data=variables)
     flags = os.environ.get("XLA_FLAGS", "")
-    if hook.CONCURRENT in flags.upper():
-        advice = "remove --xla_gpu_command_buffer_scheduling_mode"
+    if concurrent := hook.concurrent_flag(flags):
+        advice = f"remove {concurrent}"
         yield Check("XLA_FLAGS", PROBLEM, "asks for concurrent command buffers", advice)
     elif flags:
         yield Check("XLA_FLAGS", OK, flags)

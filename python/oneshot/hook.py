@@ -16,6 +16,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +31,11 @@ from oneshot.version import __version__
 TARGET = "oneshot_all_reduce (needs ONESHOT=1)"
 """Target name of the custom-call."""
 
-CONCURRENT = "COMMAND_BUFFER_SCHEDULING_MODE=CONCURRENT"
-"""What must not be in XLA_FLAGS, in capitals."""
-
+_CONCURRENT = re.compile(
+    r"--xla_gpu_command_buffer_scheduling_mode=\"?CONCURRENT\b"
+    r"|--xla_gpu_graph_enable_concurrent_region\b(?!=\"?(?:false|0)\b)",
+    re.IGNORECASE,
+)
 _COMMAND_BUFFER_COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
 _PRE_SCHEDULER = 0
 
@@ -125,7 +128,7 @@ def _register(config: config_lib.Config) -> None:
     # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
     # the key is made when JAX asks for it.
     platforms = ["cpu"]
-    suffix = f"oneshot/{__version__}/{_fingerprint()}"
+    suffix = f"oneshot/{__version__}/{_fingerprint(xla_dir)}"
     cache_key.custom_hook = lambda: "/".join(
         [previous_key(), suffix, str(_processes()), *platforms]
     )
@@ -181,9 +184,15 @@ def paused() -> Iterator[None]:
         hook.oneshot_hook_pause(0)
 
 
-def _fingerprint() -> str:
-    """A hash of the libraries that decide what a program becomes."""
+def _fingerprint(xla_dir: Path) -> str:
+    """A hash of the libraries that decide what a program becomes.
+
+    Of XLA's, which are large, only the sizes: what was compiled when one was cut short, and so
+    without the pass, must not be found again when it is whole.
+    """
     digest = hashlib.sha256()
+    for name in config_lib.XLA_LIBRARIES:
+        digest.update(str((xla_dir / name).stat().st_size).encode())
     for path in sorted(Path(config_lib.LIBRARIES).glob("liboneshot_*.so")):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
@@ -322,11 +331,32 @@ def _processes() -> int:
     return getattr(distributed.global_state, "num_processes", None) or 1
 
 
+def concurrent_flag(flags: str) -> str | None:
+    """Finds what must not be in XLA_FLAGS.
+
+    With it XLA may run independent nodes of a CUDA graph at the same time, and with them two calls
+    that share a workspace.
+
+    Args:
+      flags: the value of XLA_FLAGS, which may name a file of flags.
+
+    Returns:
+      The flag, or None.
+    """
+    if flags and not flags.lstrip().startswith("-"):
+        try:
+            flags = Path(flags).read_text(errors="replace")
+        except OSError:
+            return None  # XLA says so itself
+    found = _CONCURRENT.search(flags)
+    return found[0] if found else None
+
+
 def _why_not_cuda() -> str | None:
-    # Then XLA may run independent nodes of a CUDA graph at the same time, and with them two calls
-    # that share a workspace.
-    if CONCURRENT in os.environ.get("XLA_FLAGS", "").upper():
+    if concurrent_flag(os.environ.get("XLA_FLAGS", "")):
         return "XLA_FLAGS asks for concurrent command buffers"
+    if config_lib.nvrtc() is None:
+        return config_lib.NVRTC_MISSING
     # Groups need two GPUs, but with several processes each may see one only.
     reason = _load_gpu().oneshot_gpu_probe(2 if _processes() == 1 else 1)
     return reason.decode() if reason else None

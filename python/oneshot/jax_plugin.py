@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point of the `jax_plugins` group: JAX calls `initialize` before it makes backends."""
 
-from oneshot import config as config_lib
-
 
 def initialize() -> None:
     """Turns Oneshot on if ONESHOT asks for it. Never raises: JAX goes on with stock XLA."""
     import logging
     import os
 
-    from oneshot import log
-
     if not any(name.startswith("ONESHOT") for name in os.environ):
         return
+    from oneshot import config as config_lib
+    from oneshot import log
+
     try:
         config = config_lib.read()
         if config.enabled:

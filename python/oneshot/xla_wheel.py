@@ -42,6 +42,8 @@ def install(wheel: Path | None = None) -> Path:
       InstallError: there is no such wheel, it is another one, or there is no room for it.
     """
     target = config.xla_home()
+    if target is None:
+        raise InstallError("there is no home directory: XDG_DATA_HOME may name another place")
     if all((target / name).is_file() for name in config.XLA_LIBRARIES):
         return target
     try:
@@ -57,6 +59,7 @@ def install(wheel: Path | None = None) -> Path:
             made = Path(scratch) / "xla"
             made.mkdir()
             _extract(wheel, made)
+            shutil.rmtree(target, ignore_errors=True)  # if so, it is not whole
             made.rename(target)  # all or nothing
     except OSError as error:
         raise InstallError(str(error)) from error
