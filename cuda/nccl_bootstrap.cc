@@ -23,6 +23,9 @@ constexpr int kNcclSuccess = 0;
 constexpr int kNcclInProgress = 7;
 constexpr int kNcclInt8 = 0;
 
+// For what all ranks say together.
+constexpr size_t kStagingBytes = 64 << 10;
+
 template <typename Function>
 bool Resolve(void* library, const char* name, Function& function) {
   function = reinterpret_cast<Function>(dlsym(library, name));
@@ -48,12 +51,6 @@ const NcclApi* LoadedNccl(std::string* error) {
   return api;
 }
 
-// Device memory for the length of one exchange.
-struct Staging {
-  void* data = nullptr;
-  ~Staging() { cudaFree(data); }
-};
-
 }  // namespace
 
 std::unique_ptr<NcclBootstrap> NcclBootstrap::Create(void* communicator,
@@ -70,16 +67,23 @@ std::unique_ptr<NcclBootstrap> NcclBootstrap::Create(void* communicator,
     *error = std::string("NCCL: ") + nccl->error_string(status);
     return nullptr;
   }
-  const cudaError_t cuda =
+  // Both before anything large is asked for: a rank that has no memory left for
+  // that has to be able to tell the others.
+  cudaError_t cuda =
       cudaStreamCreateWithFlags(&bootstrap->stream_, cudaStreamNonBlocking);
+  if (cuda == cudaSuccess) {
+    cuda = cudaMalloc(&bootstrap->staging_, kStagingBytes);
+  }
   if (cuda != cudaSuccess) {
-    *error = std::string("cudaStreamCreate: ") + cudaGetErrorString(cuda);
+    *error =
+        std::string("exchange between the ranks: ") + cudaGetErrorString(cuda);
     return nullptr;
   }
   return bootstrap;
 }
 
 NcclBootstrap::~NcclBootstrap() {
+  cudaFree(staging_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
@@ -92,14 +96,16 @@ bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
     }
     return status == cudaSuccess;
   };
-  Staging staging;
-  if (!check(cudaMalloc(&staging.data, (size_ + 1) * bytes)) ||
-      !check(cudaMemcpyAsync(staging.data, mine, bytes, cudaMemcpyHostToDevice,
+  if ((size_ + 1) * bytes > kStagingBytes) {  // on all ranks alike
+    *error = "exchange between the ranks: too many bytes";
+    return false;
+  }
+  if (!check(cudaMemcpyAsync(staging_, mine, bytes, cudaMemcpyHostToDevice,
                              stream_))) {
     return false;
   }
-  char* gathered = static_cast<char*>(staging.data) + bytes;
-  int status = nccl_.all_gather(staging.data, gathered, bytes, kNcclInt8,
+  char* gathered = static_cast<char*>(staging_) + bytes;
+  int status = nccl_.all_gather(staging_, gathered, bytes, kNcclInt8,
                                 communicator_, stream_);
   // A non-blocking communicator, which XLA may have made, answers later.
   while (status == kNcclInProgress) {

@@ -40,6 +40,7 @@ class NcclBootstrap : public Bootstrap {
   int rank_ = 0;
   int size_ = 0;
   cudaStream_t stream_ = nullptr;
+  void* staging_ = nullptr;
 };
 
 }  // namespace oneshot
