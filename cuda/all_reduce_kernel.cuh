@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The kernel: an all-reduce and the epilogue program that follows it.
-// It is compiled at run time, behind kernel_arguments.h and the constants that
+// It is compiled at run time, behind kernel_arguments.h, the constants that
 // kernel_source.cc writes for one program, shape and number of ranks (kRanks,
-// kHidden, ...), and in front of the program, which becomes `struct Program`.
+// kHidden, ...) and kernel_machine.cuh, and in front of the program, which
+// becomes `struct Program`.
 //
 // Protocol
 //
@@ -79,14 +80,8 @@
 
 namespace oneshot {
 
-using uint16_t = unsigned short;
-using uint32_t = unsigned int;
-using int64_t = long long;
-using uint64_t = unsigned long long;
-
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
-constexpr int kPeers = kRanks - 1;
 constexpr int kPairs = kElements / 2;
 constexpr int kTiles = kRows * kTilesPerRow;
 constexpr int kPartials = (kPacketsPerRow + kWarp - 1) / kWarp;
@@ -108,113 +103,6 @@ constexpr bool kOneTurn = kBlocks == kTiles;
 // in its place; a float32 sum with either is the same canonical NaN.
 constexpr uint32_t kSentinel = 0xFFFFFFFFu;
 constexpr uint32_t kReplacement = kX == kF32 ? 0x7FFFFFFFu : 0x7FFF7FFFu;
-
-// ---------------------------------------------------------------------------
-// Memory
-
-// Whether the places of a message in both slots are few enough to be kept in
-// the L2, like the epoch, while the weights of the next layers stream through.
-constexpr int64_t kMostKeptBytes = 2 << 20;
-constexpr bool kKept =
-    int64_t{2} * kPeers * kRows * kPacketsPerRow * 16 <= kMostKeptBytes;
-
-// For accesses to the workspace.
-__device__ __forceinline__ uint64_t Priority() {
-  uint64_t policy;
-  if (kKept) {
-    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  } else {
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  }
-  return policy;
-}
-
-// Relaxed accesses at system scope: the weakest that may race with an access
-// from another GPU. They are served by the L2 of the device that owns the
-// memory, never by the L1 of the reader, so a poll sees a peer's store in
-// finite time. Each 32-bit word is atomic and that is all we need: a packet is
-// complete when none of its words is the sentinel, in whatever order the words
-// become visible. No word carries news about another, so nothing is ordered by
-// acquire and release and no fence is paid for.
-__device__ __forceinline__ uint4 LoadSystem(const uint4* address) {
-  uint4 value;
-  asm volatile(
-      "ld.relaxed.sys.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(address), "l"(Priority())
-      : "memory");
-  return value;
-}
-
-__device__ __forceinline__ void StoreSystem(uint4* address, uint4 value) {
-  asm volatile(
-      "st.relaxed.sys.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;"
-      :
-      : "l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w),
-        "l"(Priority())
-      : "memory");
-}
-
-// Ordinary loads, but volatile: the compiler must issue them where they are
-// written, ahead of the wait for the peers, instead of next to their first use.
-__device__ __forceinline__ uint32_t LoadNow32(const void* address) {
-  uint32_t value;
-  asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(address));
-  return value;
-}
-
-__device__ __forceinline__ uint32_t LoadNow16(const void* address) {
-  uint16_t value;
-  asm volatile("ld.global.u16 %0, [%1];" : "=h"(value) : "l"(address));
-  return value;
-}
-
-__device__ __forceinline__ uint2 LoadNow64(const void* address) {
-  uint2 value;
-  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
-               : "=r"(value.x), "=r"(value.y)
-               : "l"(address));
-  return value;
-}
-
-__device__ __forceinline__ uint4 LoadNow128(const void* address) {
-  uint4 value;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(address));
-  return value;
-}
-
-__device__ __forceinline__ uint32_t LoadEpoch(const Control& control) {
-  uint32_t epoch;
-  asm volatile("ld.global.L2::cache_hint.u32 %0, [%1], %2;"
-               : "=r"(epoch)
-               : "l"(&control.epoch), "l"(Priority()));
-  return epoch;
-}
-
-__device__ __forceinline__ void StoreEpoch(Control& control, uint32_t epoch) {
-  asm volatile("st.global.L2::cache_hint.u32 [%0], %1, %2;"
-               :
-               : "l"(&control.epoch), "r"(epoch), "l"(Priority())
-               : "memory");
-}
-
-// Counts up to `last`, and from there to zero again. Returns what was there.
-__device__ __forceinline__ uint32_t CountIn(uint32_t* counter, uint32_t last) {
-  uint32_t before;
-  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "l"(counter), "r"(last)
-               : "memory");
-  return before;
-}
-
-__device__ __forceinline__ uint64_t Nanoseconds() {
-  uint64_t now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  return now;
-}
 
 // ---------------------------------------------------------------------------
 // Numbers. A thread computes with two elements at a time, because conversions
@@ -249,10 +137,7 @@ __device__ __forceinline__ Pair Decode(uint32_t word, uint32_t second = 0) {
                 __uint_as_float(word & 0xFFFF0000u));
   }
   Pair pair;
-  asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2;"
-      "  cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
-      : "=f"(pair.a), "=f"(pair.b)
-      : "r"(word));
+  DecodeF16(word, pair.a, pair.b);
   return pair;
 }
 
@@ -267,20 +152,14 @@ __device__ __forceinline__ uint32_t EncodeBytes(Pair pair) {
     return byte(pair.a) | byte(pair.b) << 8;
   }
 #if __CUDA_ARCH__ >= 890
-  uint16_t bytes;
   // These end at the largest number, even for infinities.
   if (kType == kF8E4M3FN) {
     const auto limited = [](float value) {
       return fabsf(value) > 464.0f ? __uint_as_float(0x7FFFFFFFu) : value;
     };
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
-        : "=h"(bytes)
-        : "f"(limited(pair.b)), "f"(limited(pair.a)));
-    return bytes;
+    return EncodeFiniteF8E4M3FN(limited(pair.a), limited(pair.b));
   }
-  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;"
-      : "=h"(bytes)
-      : "f"(pair.b), "f"(pair.a));
+  const uint32_t bytes = EncodeFiniteF8E5M2(pair.a, pair.b);
   // An infinity has the bits of the largest number, and one more.
   return bytes + (fabsf(pair.a) >= 61440.0f ? 1u : 0u) +
          (fabsf(pair.b) >= 61440.0f ? 0x100u : 0u);
@@ -300,11 +179,9 @@ __device__ __forceinline__ uint32_t Encode(Pair pair) {
   if (kBytes<kType> == 1) {
     word = EncodeBytes<kType>(pair);
   } else if (kType == kBf16) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
-        : "=r"(word)
-        : "f"(pair.b), "f"(pair.a));
+    word = EncodeBf16(pair.a, pair.b);
   } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair.b), "f"(pair.a));
+    word = EncodeF16(pair.a, pair.b);
   }
   return word;
 }
@@ -345,18 +222,6 @@ ONESHOT_UNARY(Sqrt, sqrtf(x))
 ONESHOT_UNARY(Tan, tanf(x))
 ONESHOT_UNARY(Tanh, tanhf(x))
 #undef ONESHOT_UNARY
-
-// fmaxf and fminf drop a NaN; HLO keeps it.
-__device__ __forceinline__ float MaximumOrNan(float x, float y) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
-  return result;
-}
-__device__ __forceinline__ float MinimumOrNan(float x, float y) {
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
-  return result;
-}
 
 #define ONESHOT_BINARY(Name, expression)                    \
   __device__ __forceinline__ float Name(float x, float y) { \
@@ -899,15 +764,6 @@ __device__ __forceinline__ float OverLanes(float value) {
   return value;
 }
 
-// Relaxed: a release would wait until all that the thread has stored so far,
-// pushes included, is acknowledged.
-__device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" : : : "memory");
-}
-__device__ __forceinline__ void ClusterWait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
-}
-
 // The blocks of a cluster share a row. Each holds all the partial results, in
 // two sets in turn: a warp may be one reduction ahead of another. It cannot be
 // two ahead: for that it needs shares of the reduction in between, which every
@@ -922,19 +778,6 @@ struct RowShares {
   uint64_t complete[2];
 };
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// The same place in the shared memory of another block of the cluster.
-__device__ __forceinline__ uint32_t InBlock(uint32_t address, int block) {
-  uint32_t remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(remote)
-      : "r"(address), "r"(block));
-  return remote;
-}
-
 struct RowReducer {
   RowShares& shares;
   int set = 0;
@@ -948,12 +791,9 @@ struct RowReducer {
       if (threadIdx.x != 0) return;
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;"
-                     :
-                     : "r"(SharedAddress(&shares.complete[s]))
-                     : "memory");
+        InitBarrier(&shares.complete[s]);
       }
-      asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
+      FenceBarriers();
     }
   }
 
@@ -972,14 +812,7 @@ struct RowReducer {
         *target = value;
       } else {
         // Lane l writes to block l of the cluster.
-        asm volatile(
-            "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], "
-            "%1, [%2];"
-            :
-            : "r"(InBlock(SharedAddress(target), lane)),
-              "r"(__float_as_uint(value)),
-              "r"(InBlock(SharedAddress(&shares.complete[set]), lane))
-            : "memory");
+        StoreShared(target, value, &shares.complete[set], lane);
       }
     }
   }
@@ -989,23 +822,9 @@ struct RowReducer {
     if constexpr (kCluster == 1) {
       __syncthreads();
     } else {
-      const uint32_t barrier = SharedAddress(&shares.complete[set]);
-      if (threadIdx.x == 0) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
-                     :
-                     : "r"(barrier), "r"(slots * kGiven * 4)
-                     : "memory");
-      }
-      uint32_t done = 0;
-      while (done == 0) {
-        asm volatile(
-            "{ .reg .pred p;"
-            "  mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, "
-            "[%1], %2;"
-            "  selp.u32 %0, 1, 0, p; }"
-            : "=r"(done)
-            : "r"(barrier), "r"(phases >> set & 1)
-            : "memory");
+      uint64_t* barrier = &shares.complete[set];
+      if (threadIdx.x == 0) ArriveExpecting(barrier, slots * kGiven * 4);
+      while (!IsComplete(barrier, phases >> set & 1)) {
       }
     }
   }
@@ -1048,7 +867,7 @@ struct RowReducer {
 
 template <typename Program>
 __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
-  __shared__ RowShares shares;
+  RowShares& shares = SharedMemory<RowShares>();
   RowReducer reducer(shares);
   // First what the peers wait for. All else that the first tile needs is asked
   // for behind the push, but before the first wait for a peer. Often it is not
@@ -1056,7 +875,7 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
   // machine has few ways to tell which of its loads have ended.
   uint4 own[kPackets];
   LoadTile(args, blockIdx.x, own);
-  const uint32_t epoch = LoadEpoch(*args.control);
+  const uint32_t epoch = LoadEpoch(&args.control->epoch);
   Program program(args);
 
   PushTile(args, epoch, blockIdx.x, own);
@@ -1111,7 +930,7 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
 
   // Not earlier: the compiler would compare, and so wait, right away.
   asm volatile("" : "+r"(arrival));
-  if (counts && arrival == kLast) StoreEpoch(*args.control, epoch + 1);
+  if (counts && arrival == kLast) StoreEpoch(&args.control->epoch, epoch + 1);
 }
 
 }  // namespace oneshot

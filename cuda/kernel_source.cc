@@ -421,7 +421,7 @@ int MostReductions(const EpilogueProgram& program) {
 }  // namespace
 
 std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
-                         int ranks, bool wide) {
+                         int ranks, bool wide, Machine machine) {
   std::ostringstream out;
   out << kKernelArgumentsText << kQuantizedFormatsText;
   out << "namespace oneshot {\n"
@@ -431,6 +431,7 @@ std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
     out << "constexpr int " << name << " = " << value << ";\n";
   };
   constant("kRanks", ranks);
+  constant("kPeers", ranks - 1);
   constant("kRows", plan.rows);
   constant("kHidden", plan.hidden);
   constant("kElements", kPacketBytes / ByteWidth(program.x));
@@ -446,6 +447,7 @@ std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
       << (plan.tuning.two_shot ? "true" : "false") << ";\n"
       << "constexpr bool kWide = " << (wide ? "true" : "false") << ";\n"
       << "}  // namespace oneshot\n"
+      << (machine == Machine::kGpu ? kKernelMachineText : "")
       << kAllReduceKernelText << "namespace oneshot {\n"
       << "// " << ToText(program) << "\n"
       << ProgramWriter(program).Write() << "}  // namespace oneshot\n"
