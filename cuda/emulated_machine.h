@@ -37,16 +37,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
 
-inline float __uint_as_float(unsigned bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-inline unsigned __float_as_uint(float value) {
-  unsigned bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
+inline float __uint_as_float(unsigned bits) { return oneshot::FromBits(bits); }
+inline unsigned __float_as_uint(float value) { return oneshot::Bits(value); }
 inline int __float2int_rz(float value) {
   if (value != value) return 0;
   if (value >= 2147483648.0f) return 2147483647;
@@ -96,26 +88,20 @@ inline void StoreSystem(uint4* address, uint4 value) {
   oneshot::emulation::StoreRemotely(&address->x, &value.x, 4);
 }
 
-inline uint32_t LoadNow32(const void* address) {
-  uint32_t value;
+template <typename T>
+T LoadNow(const void* address) {
+  T value;
   std::memcpy(&value, address, sizeof(value));
   return value;
+}
+inline uint32_t LoadNow32(const void* address) {
+  return LoadNow<uint32_t>(address);
 }
 inline uint32_t LoadNow16(const void* address) {
-  uint16_t value;
-  std::memcpy(&value, address, sizeof(value));
-  return value;
+  return LoadNow<uint16_t>(address);
 }
-inline uint2 LoadNow64(const void* address) {
-  uint2 value;
-  std::memcpy(&value, address, sizeof(value));
-  return value;
-}
-inline uint4 LoadNow128(const void* address) {
-  uint4 value;
-  std::memcpy(&value, address, sizeof(value));
-  return value;
-}
+inline uint2 LoadNow64(const void* address) { return LoadNow<uint2>(address); }
+inline uint4 LoadNow128(const void* address) { return LoadNow<uint4>(address); }
 
 inline uint32_t LoadEpoch(const uint32_t* address) {
   oneshot::emulation::Yield();
