@@ -929,7 +929,7 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
   }
 
   // Not earlier: the compiler would compare, and so wait, right away.
-  asm volatile("" : "+r"(arrival));
+  NotEarlier(arrival);
   if (counts && arrival == kLast) StoreEpoch(&args.control->epoch, epoch + 1);
 }
 

@@ -114,6 +114,7 @@ inline uint32_t CountIn(uint32_t* counter, uint32_t last) {
   *counter = before >= last ? 0 : before + 1;
   return before;
 }
+inline void NotEarlier(uint32_t&) { oneshot::emulation::Yield(); }
 // Never: a hang is for the emulator to find.
 inline uint64_t Nanoseconds() { return 1; }
 

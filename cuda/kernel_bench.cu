@@ -26,6 +26,7 @@
 #include <iterator>
 #include <optional>
 #include <regex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -290,16 +291,20 @@ double MeasureCopy(const VirtualRanks& ranks, size_t bytes) {
   return time;
 }
 
-// The plans of every tuning that fits and is not wasteful. A row has so many
-// packets; where all rows are one, it has all of them.
+// The plans of every tuning that fits and is not wasteful: blocks of a power of
+// two, and those that a row fills. A row has so many packets; where all rows
+// are one, it has all of them.
 std::vector<LaunchPlan> AllPlans(const EpilogueProgram& program, int rows,
                                  int hidden, int ranks,
                                  const DeviceLimits& limits,
                                  int packets_per_row) {
   std::vector<LaunchPlan> plans;
-  for (const int cluster : {1, 2, 4, 8}) {
-    for (const int threads : {64, 128, 256, 512, 1024}) {
-      for (const int packets : {1, 2, 4}) {
+  for (int cluster = 1; cluster <= limits.max_cluster; ++cluster) {
+    for (const int packets : {1, 2, 4}) {
+      const int shared = 32 * packets * cluster;
+      const int fitting = (packets_per_row + shared - 1) / shared * 32;
+      for (const int threads :
+           std::set<int>{64, 128, 256, 512, 1024, fitting}) {
         // Twice the threads that a row has work for.
         if (threads * packets * cluster >= 2 * packets_per_row) continue;
         for (const bool two_shot : {false, true}) {

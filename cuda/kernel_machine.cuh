@@ -112,6 +112,11 @@ __device__ __forceinline__ uint32_t CountIn(uint32_t* counter, uint32_t last) {
   return before;
 }
 
+// Keeps the compiler from using a value before it gets here.
+__device__ __forceinline__ void NotEarlier(uint32_t& value) {
+  asm volatile("" : "+r"(value));
+}
+
 __device__ __forceinline__ uint64_t Nanoseconds() {
   uint64_t now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));

@@ -112,8 +112,11 @@ Tuning Choose(const Shape& shape, const DeviceLimits& device) {
       (tuning.threads < kMaxThreads ? tuning.threads : tuning.packets) *= 2;
     }
   }
-  const int64_t needed = CeilDivide(shape.packets, kWarp) * kWarp;
-  tuning.threads = static_cast<int>(std::min<int64_t>(tuning.threads, needed));
+  // No warps that a row has nothing for.
+  const int64_t warps = CeilDivide(
+      shape.packets, int64_t{kWarp} * tuning.packets * tuning.cluster);
+  tuning.threads =
+      static_cast<int>(std::min<int64_t>(tuning.threads, warps * kWarp));
   tuning.two_shot = shape.two_shot;
   return tuning;
 }

@@ -77,6 +77,18 @@ TEST(LaunchPlanTest, TheNextLargerShapeThatWasMeasured) {
   }
 }
 
+TEST(LaunchPlanTest, NoWarpsThatARowHasNothingFor) {
+  for (const Measured& measured : kMeasured) {
+    for (int packets = 1; packets <= measured.packets; packets += 31) {
+      const auto plan =
+          PlanLaunch(Norm("bf16"), measured.rows, 8 * packets, 2, kMeasuredOn);
+      const Tuning& tuning = plan->tuning;
+      EXPECT_LT((tuning.threads - 32) * tuning.packets * tuning.cluster,
+                packets);
+    }
+  }
+}
+
 // Longer rows than any that were measured, and other devices.
 TEST(LaunchPlanTest, NothingMeasured) {
   EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 32768, 2, kH100)->tuning,
