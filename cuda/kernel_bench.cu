@@ -231,7 +231,7 @@ std::vector<Case> Cases() {
 EpilogueProgram ProgramOf(const Case& timed, int hidden,
                           const Element& element) {
   char inverse[32];
-  std::snprintf(inverse, sizeof(inverse), "%a", 1.0 / hidden);
+  std::snprintf(inverse, sizeof(inverse), "%a", 1.0f / hidden);
   std::string text =
       std::regex_replace(timed.program, std::regex("%a"), inverse);
   text = std::regex_replace(text, std::regex("\\.bf16"), element.rounding);

@@ -80,6 +80,26 @@ const Tuning* FindMeasured(const Shape& shape, const DeviceLimits& device) {
   return found == nullptr ? nullptr : &found->tuning;
 }
 
+// Leaves no warps idle that a row has nothing for. A row that fills all blocks
+// of its cluster is faster by 0.1 to 0.2 us, even if they are fewer: no thread
+// has to ask whether it has a packet. One that ends within a warp fills none,
+// and is better off in a single block, if that is small.
+void Fill(const Shape& shape, Tuning* tuning) {
+  constexpr int kFewWarps = 16;
+  const int64_t warps =
+      CeilDivide(shape.packets, int64_t{kWarp} * tuning->packets);
+  if (!shape.reduces) {
+    tuning->threads =
+        static_cast<int>(std::min(int64_t{tuning->threads}, warps * kWarp));
+    return;
+  }
+  int cluster = shape.packets % kWarp == 0 ? tuning->cluster : 1;
+  while (warps % cluster != 0) --cluster;
+  if (warps <= kFewWarps * cluster) tuning->cluster = cluster;
+  tuning->threads =
+      static_cast<int>(CeilDivide(warps, tuning->cluster) * kWarp);
+}
+
 // What was measured, or else a rule that comes close to it. One packet a thread
 // is best as long as there are threads: a thread waits for one packet after the
 // other. Small blocks are best as long as all are resident: with a reduction
@@ -112,11 +132,7 @@ Tuning Choose(const Shape& shape, const DeviceLimits& device) {
       (tuning.threads < kMaxThreads ? tuning.threads : tuning.packets) *= 2;
     }
   }
-  // No warps that a row has nothing for.
-  const int64_t warps = CeilDivide(
-      shape.packets, int64_t{kWarp} * tuning.packets * tuning.cluster);
-  tuning.threads =
-      static_cast<int>(std::min<int64_t>(tuning.threads, warps * kWarp));
+  Fill(shape, &tuning);
   tuning.two_shot = shape.two_shot;
   return tuning;
 }

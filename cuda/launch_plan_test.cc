@@ -73,8 +73,23 @@ TEST(LaunchPlanTest, TheNextLargerShapeThatWasMeasured) {
     }
     EXPECT_LT(smaller.rows, larger.rows);
     EXPECT_EQ(tuning(smaller.rows + 1, smaller.packets), larger.tuning);
-    EXPECT_EQ(tuning(larger.rows, larger.packets - 1), larger.tuning);
   }
+}
+
+// Fewer blocks, if a row fills those.
+TEST(LaunchPlanTest, RowsFillTheirCluster) {
+  const auto tuning = [](int64_t rows, int64_t hidden) {
+    return PlanLaunch(Norm("bf16"), rows, hidden, 2, kH100)->tuning;
+  };
+  EXPECT_EQ(tuning(8, 5120), (Tuning{128, 1, 5}));
+  EXPECT_EQ(tuning(32, 5120), (Tuning{320, 1, 2}));
+  EXPECT_EQ(tuning(128, 5120), (Tuning{640, 1, 1}));
+  EXPECT_EQ(tuning(1, 3584), (Tuning{64, 1, 7}));
+  EXPECT_EQ(tuning(8, 12288), (Tuning{192, 1, 8}));
+  // 19 warps: one block would be large, and eight are not all full.
+  EXPECT_EQ(tuning(8, 4864), (Tuning{96, 1, 8}));
+  // Eleven warps and a quarter.
+  EXPECT_EQ(tuning(8, 2880), (Tuning{384, 1, 1}));
 }
 
 TEST(LaunchPlanTest, NoWarpsThatARowHasNothingFor) {
@@ -89,11 +104,11 @@ TEST(LaunchPlanTest, NoWarpsThatARowHasNothingFor) {
   }
 }
 
-// Longer rows than any that were measured, and other devices.
+// Other devices.
 TEST(LaunchPlanTest, NothingMeasured) {
-  EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 32768, 2, kH100)->tuning,
+  EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 32768, 2, {66, 8})->tuning,
             (Tuning{512, 1, 8}));
-  EXPECT_EQ(PlanLaunch(Norm("bf16"), 512, 32768, 2, kH100)->tuning,
+  EXPECT_EQ(PlanLaunch(Norm("bf16"), 512, 32768, 2, {66, 8})->tuning,
             (Tuning{1024, 1, 4}));
   EXPECT_EQ(PlanLaunch(Norm("bf16"), 8, 8192, 2, {66, 8})->tuning,
             (Tuning{128, 1, 8}));
