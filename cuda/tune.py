@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-HIDDEN = (2048, 4096, 8192, 16384)
+HIDDEN = (2048, 4096, 8192, 16384, 32768)
 ROWS = (1, 8, 32, 64, 128, 256, 512)
 # A choice that is in use stays unless another one is faster by more than this, which is what two
 # measurements of the same differ by.
