@@ -46,15 +46,18 @@ inline constexpr ScheduleCase kScheduleCases[] = {
     {kNorm, 9, 640, 2, {32, 1, 4}},       // a block idles
     {kNorm, 9, 520, 2, {64, 1, 2}},       // a warp idles
     {kChain, 7, 330, 2, {32, 1, 8}},      // five blocks idle
+    {kNorm, 6, 1280, 2, {32, 1, 5}},      // all busy, in odd clusters
     {kSum, 3, 5001, 2, {64, 2, 1}},       // packets that are not full
     {kQuantized, 5, 777, 2, {32, 4, 1}},  // two shots are of no use
     {kNorm, 4, 1304, 3, {64, 1, 4}},      // one shot
     {kChain, 5, 330, 3, {32, 2, 2, true}},
     {kSum, 1, 3001, 3, {32, 1, 1, true}},
+    {kChain, 3, 384, 3, {32, 1, 3}},
     {kNorm, 5, 640, 4, {32, 1, 4, true}},
     {kChain, 3, 130, 4, {32, 1, 2}},
     {kQuantized, 3, 515, 4, {32, 1, 4, true}},
     {kSum, 2, 2001, 4, {64, 1, 1}},
+    {kNorm, 3, 1792, 4, {32, 1, 7, true}},
     {kNorm, 3, 600, 8, {32, 1, 4, true}},
     {kChain, 2, 65, 8, {32, 1, 1}},
     {kSum, 1, 999, 8, {32, 1, 1, true}},
