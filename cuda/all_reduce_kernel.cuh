@@ -928,7 +928,7 @@ __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
     for (int p = 0; p < kPackets; ++p) own[p] = ahead[p];
   }
 
-  // Not earlier: the compiler would compare, and so wait, right away.
+  // The compiler would compare, and so wait, right away.
   NotEarlier(arrival);
   if (counts && arrival == kLast) StoreEpoch(&args.control->epoch, epoch + 1);
 }

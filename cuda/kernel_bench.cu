@@ -302,6 +302,9 @@ std::vector<LaunchPlan> AllPlans(const EpilogueProgram& program, int rows,
   for (int cluster = 1; cluster <= limits.max_cluster; ++cluster) {
     for (const int packets : {1, 2, 4}) {
       const int shared = 32 * packets * cluster;
+      // Clusters of other sizes are for the rows that fill them.
+      const bool is_power_of_two = (cluster & (cluster - 1)) == 0;
+      if (!is_power_of_two && packets_per_row % shared != 0) continue;
       const int fitting = (packets_per_row + shared - 1) / shared * 32;
       for (const int threads :
            std::set<int>{64, 128, 256, 512, 1024, fitting}) {

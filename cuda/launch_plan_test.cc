@@ -73,6 +73,10 @@ TEST(LaunchPlanTest, TheNextLargerShapeThatWasMeasured) {
     }
     EXPECT_LT(smaller.rows, larger.rows);
     EXPECT_EQ(tuning(smaller.rows + 1, smaller.packets), larger.tuning);
+    // Fills no cluster: one block, if that is small.
+    EXPECT_EQ(
+        tuning(larger.rows, larger.packets - 1),
+        larger.packets > 512 ? larger.tuning : (Tuning{larger.packets, 1, 1}));
   }
 }
 
