@@ -95,14 +95,16 @@ _ARCHITECTURES = [
     "arch=compute_100,code=sm_100",
 ]
 
-def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
+def cuda_library(name, srcs, hdrs = [], headers = [], deps = [], testonly = None, **kwargs):
     """A cc_library whose .cu sources are compiled by nvcc.
 
     Args:
       name: name of the library.
       srcs: .cu files.
       hdrs: headers of this package that the sources include.
-      deps: cc_library targets to link with; their headers have to be in hdrs.
+      headers: labels of the other headers that they include.
+      deps: cc_library targets to link with.
+      testonly: as for any rule.
       **kwargs: passed on to cc_library.
     """
     objects = []
@@ -110,7 +112,8 @@ def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
         object = src[:-len(".cu")] + ".cu.o"
         native.genrule(
             name = object[:-len(".o")] + "_object",
-            srcs = [src] + hdrs,
+            srcs = [src] + hdrs + headers,
+            testonly = testonly,
             outs = [object],
             cmd = " ".join(
                 ["$(location @cuda//:nvcc) -c $(location %s) -o $@ -I." % src] +
@@ -126,6 +129,7 @@ def cuda_library(name, srcs, hdrs = [], deps = [], **kwargs):
         name = name,
         srcs = objects,
         hdrs = hdrs,
+        testonly = testonly,
         deps = deps + ["@cuda//:cudart"],
         **kwargs
     )

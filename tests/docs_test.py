@@ -44,13 +44,13 @@ def test_listed_messages_are_in_the_sources() -> None:
 
 # How the sources say why something is left alone.
 REASONS = [
-    ("xla_plugin/epilogue_match.cc", r'\*why = "([^"]+)"'),
-    ("xla_plugin/epilogue_match.cc", r'GiveBack\([^"]+"([^"]+)"'),
-    ("xla_plugin/epilogue_match.cc", r'return "([^"]+ [^"]+)"'),
-    ("xla_plugin/epilogue_match.cc", r'Decline\{"([^"]+)"'),
-    ("xla_plugin/all_reduce_epilogue_fusion.cc", r'Decline\{"([^"]+)"'),
-    ("xla_plugin/profit.cc", r'return "([^"]+)"'),
-    ("cuda/gpu_probe.cc", r'return "([^"]+ [^"]+)"'),
+    ("xla_plugin/match/epilogue_match.cc", r'\*why = "([^"]+)"'),
+    ("xla_plugin/match/epilogue_match.cc", r'GiveBack\([^"]+"([^"]+)"'),
+    ("xla_plugin/match/epilogue_match.cc", r'return "([^"]+ [^"]+)"'),
+    ("xla_plugin/match/epilogue_match.cc", r'Decline\{"([^"]+)"'),
+    ("xla_plugin/pass/all_reduce_epilogue_fusion.cc", r'Decline\{"([^"]+)"'),
+    ("xla_plugin/pass/profit.cc", r'return "([^"]+)"'),
+    ("cuda/handlers/gpu_probe.cc", r'return "([^"]+ [^"]+)"'),
 ]
 
 

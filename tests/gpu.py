@@ -130,11 +130,19 @@ def kernels(log: Log, binaries: Path) -> None:
         devices = ",".join(map(str, range(count)))
         # Ranks with a GPU of their own, as in use, meet more often.
         replays = ["--replays", "100000"] if count > 2 else []
-        test = [str(binaries / "protocol_test"), "--devices", devices, *replays, *nvrtc()]
+        test = [
+            str(binaries / "device_tests" / "protocol_test"),
+            "--devices",
+            devices,
+            *replays,
+            *nvrtc(),
+        ]
         code, _ = log.run(test)
         log.check(f"protocol test on devices {devices}", code == 0)
         if count > 1:
-            code, _ = log.run([str(binaries / "kernel_bench"), "--devices", devices, *nvrtc()])
+            code, _ = log.run(
+                [str(binaries / "bench" / "kernel_bench"), "--devices", devices, *nvrtc()]
+            )
             log.check(f"kernel benchmark on devices {devices}", code == 0)
 
 
@@ -145,7 +153,13 @@ def sanitizer(log: Log, binaries: Path) -> None:
         log.check("compute-sanitizer is installed", passed=False)
         return
     devices = "0,1" if process_group.count_gpus() > 1 else "0"
-    test = [str(binaries / "protocol_test"), "--quick", "--devices", devices, *nvrtc()]
+    test = [
+        str(binaries / "device_tests" / "protocol_test"),
+        "--quick",
+        "--devices",
+        devices,
+        *nvrtc(),
+    ]
     for check in ("memcheck", "racecheck", "synccheck", "initcheck"):
         command = [tool, "--tool", check, "--error-exitcode", "9"]
         if check == "memcheck":  # CUDA's own errors are the test's affair: some are expected

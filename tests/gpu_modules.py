@@ -25,7 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxlib import _hlo
 
-DIRECTORY = Path(__file__).parent.parent / "xla_plugin" / "testdata"
+DIRECTORY = Path(__file__).parent.parent / "xla_plugin" / "testdata" / "spellings"
 RANKS = 4
 D = 256
 LAYERS = 3

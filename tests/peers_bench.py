@@ -2,8 +2,8 @@
 """All-reduce + residual + RMSNorm as others do it: PyTorch, NCCL, vLLM's kernel, FlashInfer.
 
 Needs two GPUs or more of one host with peer access, and PyTorch; some arms need FlashInfer. What
-`cuda/kernel_bench.cu` measures for Oneshot's kernel, measured the same way: 64 calls in a CUDA
-graph, a sample is the time of 10 launches of it, the slowest rank counts, arms take turns.
+`cuda/bench/kernel_bench.cu` measures for Oneshot's kernel, measured the same way: 64 calls in a
+CUDA graph, a sample is the time of 10 launches of it, the slowest rank counts, arms take turns.
 
   python tests/peers_bench.py [--tokens 1,8,32] [--hidden 8192] [--dtypes bf16,f16]
 

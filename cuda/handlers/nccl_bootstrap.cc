@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/handlers/nccl_bootstrap.h"
+
+#include <dlfcn.h>
+
+#include <thread>
+
+namespace oneshot {
+
+// As declared by nccl.h, which we do not need for five functions.
+struct NcclApi {
+  int (*user_rank)(void* comm, int* rank);
+  int (*count)(void* comm, int* count);
+  int (*all_gather)(const void* send, void* receive, size_t count, int type,
+                    void* comm, cudaStream_t stream);
+  int (*async_error)(void* comm, int* error);
+  const char* (*error_string)(int error);
+};
+
+namespace {
+
+constexpr int kNcclSuccess = 0;
+constexpr int kNcclInProgress = 7;
+constexpr int kNcclInt8 = 0;
+
+// For what all ranks say together.
+constexpr size_t kStagingBytes = 64 << 10;
+
+template <typename Function>
+bool Resolve(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+  return function != nullptr;
+}
+
+const NcclApi* LoadedNccl(std::string* error) {
+  static const NcclApi* const api = []() -> const NcclApi* {
+    void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_NOLOAD);
+    if (library == nullptr) return nullptr;
+    static NcclApi found;
+    const bool complete =
+        Resolve(library, "ncclCommUserRank", found.user_rank) &&
+        Resolve(library, "ncclCommCount", found.count) &&
+        Resolve(library, "ncclAllGather", found.all_gather) &&
+        Resolve(library, "ncclCommGetAsyncError", found.async_error) &&
+        Resolve(library, "ncclGetErrorString", found.error_string);
+    return complete ? &found : nullptr;
+  }();
+  if (api == nullptr) {
+    *error = "libnccl.so.2 is not loaded in this process, or lacks a function";
+  }
+  return api;
+}
+
+}  // namespace
+
+std::unique_ptr<NcclBootstrap> NcclBootstrap::Create(void* communicator,
+                                                     std::string* error) {
+  const NcclApi* nccl = LoadedNccl(error);
+  if (nccl == nullptr) return nullptr;
+  std::unique_ptr<NcclBootstrap> bootstrap(
+      new NcclBootstrap(*nccl, communicator));
+  int status = nccl->user_rank(communicator, &bootstrap->rank_);
+  if (status == kNcclSuccess) {
+    status = nccl->count(communicator, &bootstrap->size_);
+  }
+  if (status != kNcclSuccess) {
+    *error = std::string("NCCL: ") + nccl->error_string(status);
+    return nullptr;
+  }
+  // Both before anything large is asked for: a rank that has no memory left for
+  // that has to be able to tell the others.
+  cudaError_t cuda =
+      cudaStreamCreateWithFlags(&bootstrap->stream_, cudaStreamNonBlocking);
+  if (cuda == cudaSuccess) {
+    cuda = cudaMalloc(&bootstrap->staging_, kStagingBytes);
+  }
+  if (cuda != cudaSuccess) {
+    *error =
+        std::string("exchange between the ranks: ") + cudaGetErrorString(cuda);
+    return nullptr;
+  }
+  return bootstrap;
+}
+
+NcclBootstrap::~NcclBootstrap() {
+  cudaFree(staging_);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
+                              std::string* error) {
+  const auto check = [&](cudaError_t status) {
+    if (status != cudaSuccess) {
+      *error = std::string("exchange between the ranks: ") +
+               cudaGetErrorString(status);
+    }
+    return status == cudaSuccess;
+  };
+  if ((size_ + 1) * bytes > kStagingBytes) {  // on all ranks alike
+    *error = "exchange between the ranks: too many bytes";
+    return false;
+  }
+  if (!check(cudaMemcpyAsync(staging_, mine, bytes, cudaMemcpyHostToDevice,
+                             stream_))) {
+    return false;
+  }
+  char* gathered = static_cast<char*>(staging_) + bytes;
+  int status = nccl_.all_gather(staging_, gathered, bytes, kNcclInt8,
+                                communicator_, stream_);
+  // A non-blocking communicator, which XLA may have made, answers later.
+  while (status == kNcclInProgress) {
+    std::this_thread::yield();
+    const int query = nccl_.async_error(communicator_, &status);
+    if (query != kNcclSuccess) status = query;
+  }
+  if (status != kNcclSuccess) {
+    *error = std::string("NCCL: ") + nccl_.error_string(status);
+    return false;
+  }
+  return check(cudaMemcpyAsync(all, gathered, size_ * bytes,
+                               cudaMemcpyDeviceToHost, stream_)) &&
+         check(cudaStreamSynchronize(stream_));
+}
+
+}  // namespace oneshot

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Exchange over the communicator that XLA made for the group.
+#ifndef ONESHOT_CUDA_HANDLERS_NCCL_BOOTSTRAP_H_
+#define ONESHOT_CUDA_HANDLERS_NCCL_BOOTSTRAP_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "cuda/runtime/bootstrap.h"
+
+namespace oneshot {
+
+// The entry points we need, of the NCCL that XLA itself has loaded. A second
+// copy of the library would not understand XLA's communicator.
+struct NcclApi;
+
+class NcclBootstrap : public Bootstrap {
+ public:
+  // For the current device. `communicator` is XLA's ncclComm_t, not owned. Null
+  // with a reason in `error`.
+  static std::unique_ptr<NcclBootstrap> Create(void* communicator,
+                                               std::string* error);
+  ~NcclBootstrap() override;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  bool AllGather(const void* mine, size_t bytes, void* all,
+                 std::string* error) override;
+
+ private:
+  NcclBootstrap(const NcclApi& nccl, void* communicator)
+      : nccl_(nccl), communicator_(communicator) {}
+
+  const NcclApi& nccl_;
+  void* communicator_;
+  int rank_ = 0;
+  int size_ = 0;
+  cudaStream_t stream_ = nullptr;
+  void* staging_ = nullptr;
+};
+
+}  // namespace oneshot
+
+#endif  // ONESHOT_CUDA_HANDLERS_NCCL_BOOTSTRAP_H_

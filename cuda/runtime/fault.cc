@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/runtime/fault.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace oneshot {
+namespace {
+
+constexpr auto kInterval = std::chrono::milliseconds(20);
+constexpr double kNanoseconds = 1e9;  // in a second
+
+// Leaked: the watching thread and late runs outlive static objects.
+struct State {
+  std::mutex mutex;
+  std::map<std::string, uint64_t> numbers;
+  std::vector<std::string> sites;
+  std::vector<const Fault*> watched;
+  std::string message;
+  bool watching = false;
+  std::atomic<uint64_t> timeout_ns{uint64_t{30} * 1000 * 1000 * 1000};
+};
+
+State& GlobalState() {
+  static State* const state = new State;
+  return *state;
+}
+
+// The kernel sets `raised` after everything else.
+bool IsRaised(const Fault& fault) {
+  return __atomic_load_n(&fault.raised, __ATOMIC_ACQUIRE) != 0;
+}
+
+std::string Describe(const Fault& fault, const State& state) {
+  const std::string site =
+      fault.site < state.sites.size() ? state.sites[fault.site] : "?";
+  char text[160];
+  std::snprintf(text, sizeof(text),
+                "rank %u waited %.1f s for rank %u in all-reduce number %u at ",
+                fault.rank, static_cast<double>(fault.waited_ns) / kNanoseconds,
+                fault.peer, fault.epoch);
+  return text + site +
+         "; that rank has stopped, or is further behind than ONESHOT_TIMEOUT_S "
+         "allows. This process can't use its GPUs any more and has to be "
+         "restarted";
+}
+
+// Looks for a fault, once; true when there is one.
+bool Look(State& state) {
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  if (!state.message.empty()) return true;
+  for (const Fault* fault : state.watched) {
+    if (!IsRaised(*fault)) continue;
+    state.message = Describe(*fault, state);
+    std::fprintf(stderr, "oneshot: %s\n", state.message.c_str());
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+uint64_t SiteNumber(const std::string& site) {
+  State& state = GlobalState();
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  const auto [place, is_new] =
+      state.numbers.try_emplace(site, state.sites.size());
+  if (is_new) state.sites.push_back(site);
+  return place->second;
+}
+
+void WatchFault(const Fault* fault) {
+  State& state = GlobalState();
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  state.watched.push_back(fault);
+  if (state.watching) return;
+  state.watching = true;
+  std::thread([&state] {
+    while (!Look(state)) std::this_thread::sleep_for(kInterval);
+  }).detach();
+}
+
+std::string FaultMessage() {
+  State& state = GlobalState();
+  Look(state);
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  return state.message;
+}
+
+void SetTimeout(double seconds) {
+  constexpr double kMost = 9e9;  // as nanoseconds, what 64 bits still hold
+  GlobalState().timeout_ns =
+      static_cast<uint64_t>(std::min(seconds, kMost) * kNanoseconds);
+}
+
+uint64_t TimeoutNs() { return GlobalState().timeout_ns; }
+
+}  // namespace oneshot

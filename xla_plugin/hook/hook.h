@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// C interface of liboneshot_hook.so, which Python calls through ctypes. The
+// library is small and links no XLA; it loads the pass when the first module
+// with an all-reduce arrives.
+//
+// Nothing here throws, aborts or fails a compilation: when anything goes wrong,
+// a line on stderr says so and the module stays as stock XLA has it.
+
+#ifndef ONESHOT_XLA_PLUGIN_HOOK_HOOK_H_
+#define ONESHOT_XLA_PLUGIN_HOOK_HOOK_H_
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Sets where things are; strings are copied. Once per process, before the calls
+// below; returns non-zero, and changes nothing, when called again.
+//   pass_library  path of liboneshot_pass.so
+//   xla_dir       directory with libtensorflow_{framework,cc}.so.2
+//   dump_dir      where dumps and reports go; "" for none
+//   log_level     lowest level that is printed: 0 debug, 1 info, 2 warning,
+//                 3 error
+int oneshot_hook_configure(const char* pass_library, const char* xla_dir,
+                           const char* dump_dir, int log_level);
+
+// Registers the pass with the PJRT plugin behind `pjrt_api` (const PJRT_Api*).
+// `compile` (OneshotCompile of pass_library.h) is asked for the kernel of every
+// rewrite; null: of none. Returns null, or why it could not; that string is
+// valid until the next call.
+const char* oneshot_hook_register(const void* pjrt_api, void* compile);
+
+// Runs the pass on a serialized HloModuleProto for `platform` ("Host" or
+// "CUDA"). Returns 1 and a buffer for oneshot_hook_free() in *out if the module
+// has changed, else 0. Re-entrant.
+int oneshot_hook_transform(const char* platform, const char* module,
+                           size_t size, char** out, size_t* out_size);
+void oneshot_hook_free(char* buffer);
+
+// From now on leaves the modules that this thread compiles as they are, or,
+// with 0, no longer does.
+void oneshot_hook_pause(int pause);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // ONESHOT_XLA_PLUGIN_HOOK_HOOK_H_
