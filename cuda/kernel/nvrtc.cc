@@ -3,8 +3,11 @@
 
 #include <dlfcn.h>
 
+#include <iterator>
 #include <memory>
 #include <vector>
+
+#include "cuda/kernel/dynamic_library.h"
 
 namespace oneshot {
 namespace {
@@ -32,25 +35,20 @@ std::string& Path() {
   return *path;
 }
 
-void* OpenLibrary() {
+DynamicLibrary OpenLibrary() {
   for (const char* name : kNames) {
-    if (void* library = dlopen(name, RTLD_NOW | RTLD_NOLOAD)) return library;
+    if (const auto library = DynamicLibrary::FindLoaded(name)) return library;
   }
+  std::vector<std::string> files;
   if (!Path().empty()) {
-    if (void* library = dlopen(Path().c_str(), RTLD_NOW | RTLD_LOCAL)) {
-      return library;
-    }
-    for (const char* name : kNames) {
-      const std::string file = Path() + "/" + name;
-      if (void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-        return library;
-      }
-    }
+    files.push_back(Path());
+    for (const char* name : kNames) files.push_back(Path() + "/" + name);
   }
-  for (const char* name : kNames) {
-    if (void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
+  files.insert(files.end(), std::begin(kNames), std::end(kNames));
+  for (const std::string& file : files) {
+    if (const auto library = DynamicLibrary::Open(file)) return library;
   }
-  return nullptr;
+  return {};
 }
 
 // NVRTC opens a second library by name, which the dynamic linker does not find
@@ -67,28 +65,24 @@ void LoadBuiltins(const NvrtcApi& api) {
   const std::string builtins = file.substr(0, file.rfind('/') + 1) +
                                "libnvrtc-builtins.so." + std::to_string(major) +
                                "." + std::to_string(minor);
-  dlopen(builtins.c_str(), RTLD_NOW | RTLD_LOCAL);
+  DynamicLibrary::Open(builtins);
 }
 
 const NvrtcApi* Load() {
   static const NvrtcApi* const loaded = []() -> const NvrtcApi* {
-    void* library = OpenLibrary();
-    if (library == nullptr) return nullptr;
+    const DynamicLibrary library = OpenLibrary();
+    if (!library) return nullptr;
     auto* api = new NvrtcApi;
-    const auto resolve = [&](const char* name, auto& function) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(
-          dlsym(library, name));
-      return function != nullptr;
-    };
-    const bool complete = resolve("nvrtcCreateProgram", api->create) &&
-                          resolve("nvrtcDestroyProgram", api->destroy) &&
-                          resolve("nvrtcCompileProgram", api->compile) &&
-                          resolve("nvrtcGetProgramLogSize", api->log_size) &&
-                          resolve("nvrtcGetProgramLog", api->log) &&
-                          resolve("nvrtcGetCUBINSize", api->cubin_size) &&
-                          resolve("nvrtcGetCUBIN", api->cubin) &&
-                          resolve("nvrtcGetErrorString", api->error_string) &&
-                          resolve("nvrtcVersion", api->version);
+    const bool complete =
+        library.Resolve("nvrtcCreateProgram", api->create) &&
+        library.Resolve("nvrtcDestroyProgram", api->destroy) &&
+        library.Resolve("nvrtcCompileProgram", api->compile) &&
+        library.Resolve("nvrtcGetProgramLogSize", api->log_size) &&
+        library.Resolve("nvrtcGetProgramLog", api->log) &&
+        library.Resolve("nvrtcGetCUBINSize", api->cubin_size) &&
+        library.Resolve("nvrtcGetCUBIN", api->cubin) &&
+        library.Resolve("nvrtcGetErrorString", api->error_string) &&
+        library.Resolve("nvrtcVersion", api->version);
     if (!complete) return nullptr;
     LoadBuiltins(*api);
     return api;
