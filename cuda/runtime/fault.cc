@@ -51,8 +51,9 @@ std::string Describe(const Fault& fault, const State& state) {
          "restarted";
 }
 
-// Looks for a fault, once; true when there is one.
-bool Look(State& state) {
+// Reads every watched fault once and reports the first that is raised. True if
+// one is, or was before.
+bool PollFaults(State& state) {
   const std::lock_guard<std::mutex> lock(state.mutex);
   if (!state.message.empty()) return true;
   for (const Fault* fault : state.watched) {
@@ -82,13 +83,13 @@ void WatchFault(const Fault* fault) {
   if (state.watching) return;
   state.watching = true;
   std::thread([&state] {
-    while (!Look(state)) std::this_thread::sleep_for(kInterval);
+    while (!PollFaults(state)) std::this_thread::sleep_for(kInterval);
   }).detach();
 }
 
 std::string FaultMessage() {
   State& state = GlobalState();
-  Look(state);
+  PollFaults(state);
   const std::lock_guard<std::mutex> lock(state.mutex);
   return state.message;
 }
