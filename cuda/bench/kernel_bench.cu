@@ -36,6 +36,7 @@
 #include "cuda/device_tests/virtual_ranks.h"
 #include "cuda/kernel/launch_plan.h"
 #include "cuda/kernel/nvrtc.h"
+#include "cuda/runtime/kernel_cache.h"
 #include "cuda/runtime/launch.h"
 
 namespace oneshot {

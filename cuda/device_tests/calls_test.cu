@@ -19,6 +19,7 @@
 #include "cuda/device_tests/virtual_ranks.h"
 #include "cuda/program/call_contract.h"
 #include "cuda/program/interpreter.h"
+#include "cuda/runtime/kernel_cache.h"
 #include "cuda/runtime/launch.h"
 
 namespace oneshot {

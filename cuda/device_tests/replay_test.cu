@@ -16,6 +16,7 @@
 #include "cuda/device_tests/test_support.h"
 #include "cuda/device_tests/virtual_ranks.h"
 #include "cuda/program/float_formats.h"
+#include "cuda/runtime/kernel_cache.h"
 #include "cuda/runtime/launch.h"
 
 namespace oneshot {

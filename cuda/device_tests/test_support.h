@@ -20,7 +20,7 @@
 #include "cuda/kernel/launch_plan.h"
 #include "cuda/program/call_contract.h"
 #include "cuda/program/epilogue_program.h"
-#include "cuda/runtime/launch.h"
+#include "cuda/runtime/kernel_cache.h"
 
 namespace oneshot {
 

@@ -11,7 +11,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cuda/runtime/launch.h"
+#include "cuda/runtime/device.h"
+#include "cuda/runtime/workspace_view.h"
 
 namespace oneshot {
 

@@ -31,8 +31,11 @@
 #include "cuda/handlers/ffi_state.h"
 #include "cuda/handlers/workspace_cache.h"
 #include "cuda/kernel/nvrtc.h"
+#include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/device.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/fault.h"
+#include "cuda/runtime/kernel_cache.h"
 #include "cuda/runtime/launch.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -154,9 +157,7 @@ ffi::Error Initialize(GpuCall* call, ffi::RunId run, int32_t device,
   cudaError_t status = guard.status();
   if (status == cudaSuccess) status = LoadKernel(*kernel);
   if (status != cudaSuccess) {
-    cudaGetLastError();  // reported here: nobody else must find it
-    return call->Failure(std::string("loading the kernel: ") +
-                         cudaGetErrorString(status));
+    return call->Failure("loading the kernel: " + TakeCudaError(status));
   }
   on_device.kernel.store(kernel, std::memory_order_release);
   on_device.communicator.store(communicator, std::memory_order_release);
@@ -190,9 +191,7 @@ ffi::Error Execute(GpuCall* call, int32_t device, cudaStream_t stream,
                              call->site, stream);
   }
   if (status != cudaSuccess) {
-    cudaGetLastError();  // reported here: nobody else must find it
-    return call->Failure(std::string("kernel launch: ") +
-                         cudaGetErrorString(status));
+    return call->Failure("kernel launch: " + TakeCudaError(status));
   }
   return ffi::Error::Success();
 }

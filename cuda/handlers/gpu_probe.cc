@@ -4,12 +4,12 @@
 // the driver API, which answers without creating a context on any device: that
 // would cost memory on all of them and is XLA's to do.
 #include <cuda.h>
-#include <dlfcn.h>
 
 #include <string>
 #include <vector>
 
 #include "cuda/handlers/export.h"
+#include "cuda/kernel/dynamic_library.h"
 
 namespace oneshot {
 namespace {
@@ -24,22 +24,16 @@ struct Driver {
   decltype(&cuDeviceCanAccessPeer) can_access_peer;
 };
 
-template <typename Function>
-bool Resolve(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
-  return function != nullptr;
-}
-
 // Empty when all is well.
 std::string WhyNot(int least_devices) {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW);
-  if (library == nullptr) return "there is no CUDA driver";
+  const DynamicLibrary library = DynamicLibrary::Open("libcuda.so.1");
+  if (!library) return "there is no CUDA driver";
   Driver driver;
-  if (!Resolve(library, "cuInit", driver.init) ||
-      !Resolve(library, "cuDeviceGetCount", driver.device_count) ||
-      !Resolve(library, "cuDeviceGet", driver.device_get) ||
-      !Resolve(library, "cuDeviceGetAttribute", driver.attribute) ||
-      !Resolve(library, "cuDeviceCanAccessPeer", driver.can_access_peer)) {
+  if (!library.Resolve("cuInit", driver.init) ||
+      !library.Resolve("cuDeviceGetCount", driver.device_count) ||
+      !library.Resolve("cuDeviceGet", driver.device_get) ||
+      !library.Resolve("cuDeviceGetAttribute", driver.attribute) ||
+      !library.Resolve("cuDeviceCanAccessPeer", driver.can_access_peer)) {
     return "the CUDA driver lacks a function";
   }
   int count = 0;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/handlers/nccl_bootstrap.h"
 
-#include <dlfcn.h>
-
 #include <thread>
+
+#include "cuda/kernel/dynamic_library.h"
+#include "cuda/runtime/cuda_check.h"
 
 namespace oneshot {
 
@@ -23,26 +24,22 @@ constexpr int kNcclSuccess = 0;
 constexpr int kNcclInProgress = 7;
 constexpr int kNcclInt8 = 0;
 
+// Names the step in errors of CUDA.
+constexpr char kExchange[] = "exchange between the ranks";
+
 // For what all ranks say together.
 constexpr size_t kStagingBytes = 64 << 10;
 
-template <typename Function>
-bool Resolve(void* library, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(library, name));
-  return function != nullptr;
-}
-
 const NcclApi* LoadedNccl(std::string* error) {
   static const NcclApi* const api = []() -> const NcclApi* {
-    void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_NOLOAD);
-    if (library == nullptr) return nullptr;
+    const DynamicLibrary library = DynamicLibrary::FindLoaded("libnccl.so.2");
     static NcclApi found;
     const bool complete =
-        Resolve(library, "ncclCommUserRank", found.user_rank) &&
-        Resolve(library, "ncclCommCount", found.count) &&
-        Resolve(library, "ncclAllGather", found.all_gather) &&
-        Resolve(library, "ncclCommGetAsyncError", found.async_error) &&
-        Resolve(library, "ncclGetErrorString", found.error_string);
+        library.Resolve("ncclCommUserRank", found.user_rank) &&
+        library.Resolve("ncclCommCount", found.count) &&
+        library.Resolve("ncclAllGather", found.all_gather) &&
+        library.Resolve("ncclCommGetAsyncError", found.async_error) &&
+        library.Resolve("ncclGetErrorString", found.error_string);
     return complete ? &found : nullptr;
   }();
   if (api == nullptr) {
@@ -74,11 +71,7 @@ std::unique_ptr<NcclBootstrap> NcclBootstrap::Create(void* communicator,
   if (cuda == cudaSuccess) {
     cuda = cudaMalloc(&bootstrap->staging_, kStagingBytes);
   }
-  if (cuda != cudaSuccess) {
-    *error =
-        std::string("exchange between the ranks: ") + cudaGetErrorString(cuda);
-    return nullptr;
-  }
+  if (!CudaSucceeded(cuda, kExchange, error)) return nullptr;
   return bootstrap;
 }
 
@@ -90,14 +83,10 @@ NcclBootstrap::~NcclBootstrap() {
 bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
                               std::string* error) {
   const auto check = [&](cudaError_t status) {
-    if (status != cudaSuccess) {
-      *error = std::string("exchange between the ranks: ") +
-               cudaGetErrorString(status);
-    }
-    return status == cudaSuccess;
+    return CudaSucceeded(status, kExchange, error);
   };
   if ((size_ + 1) * bytes > kStagingBytes) {  // on all ranks alike
-    *error = "exchange between the ranks: too many bytes";
+    *error = std::string(kExchange) + ": too many bytes";
     return false;
   }
   if (!check(cudaMemcpyAsync(staging_, mine, bytes, cudaMemcpyHostToDevice,

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cuda/program/call_contract.h"
+#include "cuda/runtime/cuda_check.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/fault.h"
 #include "cuda/runtime/peer_check.h"
@@ -69,9 +70,9 @@ void ReadMachine(char (&machine)[40]) {
 }
 
 bool Check(cudaError_t status, const char* what, Reason& reason) {
-  if (status == cudaSuccess) return true;
-  reason.Set("%s: %s", what, cudaGetErrorString(status));
-  cudaGetLastError();  // ours: XLA must not find it
+  std::string error;
+  if (CudaSucceeded(status, what, &error)) return true;
+  reason.Set("%s", error.c_str());
   return false;
 }
 

@@ -8,7 +8,8 @@
 #include <string>
 
 #include "cuda/runtime/bootstrap.h"
-#include "cuda/runtime/launch.h"
+#include "cuda/runtime/device.h"
+#include "cuda/runtime/workspace_view.h"
 
 namespace oneshot {
 
