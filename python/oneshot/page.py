@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
-from oneshot import graph, hlo_text
+from oneshot import hlo_picture, hlo_text
 from oneshot.report import AllReduce, Module
 
 _STYLE = """
@@ -146,15 +146,15 @@ class _Pictures:
         names = [site.name for site in module.all_reduces]
         self._replaced: dict[str, set[str]] = {}
         for computation in self._before if self._after else []:
-            self._replaced |= graph.replaced(computation, remaining, names)
+            self._replaced |= hlo_picture.replaced(computation, remaining, names)
 
     def of(self, site: AllReduce) -> Iterator[str]:
         """The picture before, and if it was replaced the one after."""
         marks = {stop.instruction: stop.reason for stop in site.stopped}
         if computation := hlo_text.find(self._before, site.name):
             region = self._replaced.get(site.name, {site.name}) if site.fired else {site.name}
-            view = graph.around(computation, region, hops=1 if site.fired else 3)
-            yield _figure("before", graph.svg(view, marks, f"HLO around {site.name}, before"))
+            view = hlo_picture.around(computation, region, hops=1 if site.fired else 3)
+            yield _figure("before", hlo_picture.svg(view, marks, f"HLO around {site.name}, before"))
         if site.fired and (computation := hlo_text.find(self._after, site.custom_call)):
             users = computation.users()[site.custom_call]
             region = {site.custom_call} | {
@@ -162,8 +162,10 @@ class _Pictures:
                 for user in users
                 if computation.instructions[user].opcode == "get-tuple-element"
             }
-            view = graph.around(computation, region)
-            yield _figure("after", graph.svg(view, {}, f"HLO around {site.custom_call}, after"))
+            view = hlo_picture.around(computation, region)
+            yield _figure(
+                "after", hlo_picture.svg(view, {}, f"HLO around {site.custom_call}, after")
+            )
 
 
 def _figure(title: str, svg: str) -> str:
