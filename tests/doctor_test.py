@@ -16,7 +16,7 @@ import pytest
 from emulation import environment
 from jax._src import xla_bridge
 from oneshot import __main__ as command_line
-from oneshot import config, doctor, explanation, xla_wheel
+from oneshot import doctor, explanation, libraries, native, xla_wheel
 
 LINK = {"peer_access": True, "microseconds": 1.87, "gigabytes_per_second": 391.2, "error": ""}
 OWN = LINK | {"microseconds": 1.22, "gigabytes_per_second": 2101.0}
@@ -46,13 +46,13 @@ def find(checks: list[doctor.Check], name: str) -> doctor.Check:
 def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with two GPUs on which all is well, to be spoilt."""
     monkeypatch.setattr(doctor, "gpu_facts", lambda: TWO_GPUS)
-    monkeypatch.setattr(config, "find_nvrtc", lambda: Path("/cu13/lib"))
+    monkeypatch.setattr(libraries, "find_nvrtc", lambda: Path("/cu13/lib"))
     monkeypatch.setattr(doctor, "plugin_files", lambda: [Path("xla_cuda13", "plugin.so")])
     monkeypatch.setattr(doctor, "_plugin", lambda file: doctor.Check("plugin cuda", doctor.OK, ""))
     for name in [name for name in os.environ if name.startswith("ONESHOT")]:
         if name != "ONESHOT_XLA_DIR":
             monkeypatch.delenv(name)
-    monkeypatch.setattr(config, "_NVRTC", ("libnone.so",))
+    monkeypatch.setattr(libraries, "_NVRTC", ("libnone.so",))
     monkeypatch.setenv("ONESHOT", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     return monkeypatch
@@ -126,10 +126,10 @@ SPOILS = {
         (doctor.importlib.metadata, "entry_points", lambda **_: ()),
         "JAX won't find it",
     ),
-    "XLA": ((config, "find_xla", lambda _: None), "libraries not found"),
+    "XLA": ((libraries, "find_xla", lambda _: None), "libraries not found"),
     "GPU": ((doctor, "gpu_facts", lambda: NO_PEER), "no peer access to GPU 1"),
     "links": ((doctor, "gpu_facts", lambda: NO_PEER), "no peer access from 0 to 1"),
-    "NVRTC": ((config, "find_nvrtc", lambda: None), "not found"),
+    "NVRTC": ((libraries, "find_nvrtc", lambda: None), "not found"),
     "interfaces": (
         (xla_bridge, "register_plugin_callbacks"),
         "jax._src.xla_bridge.register_plugin_callbacks is gone",
@@ -153,7 +153,7 @@ def test_problem(
 
 def test_missing_libraries(healthy: pytest.MonkeyPatch, tmp_path: Path) -> None:
     healthy.undo()
-    healthy.setattr(config, "LIBRARIES", tmp_path)
+    healthy.setattr(native, "LIBRARIES", tmp_path)
     checks = doctor.examine()
     assert find(checks, "oneshot").status == doctor.PROBLEM
     assert "liboneshot_cuda.so" in find(checks, "GPU").text
@@ -268,7 +268,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "tensorflow_cpu.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tensorflow/python/__init__.py", "")
-        for name in config.XLA_LIBRARIES:
+        for name in libraries.XLA_LIBRARIES:
             archive.write(library, f"tensorflow/{name}")
     monkeypatch.setattr(xla_wheel, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -277,12 +277,12 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_install_xla(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 0
-    home = config.xla_home()
+    home = libraries.xla_home()
     assert str(home) in capsys.readouterr().out
-    assert config.find_xla(config.Config()) == home
-    assert {path.name for path in home.iterdir()} == set(config.XLA_LIBRARIES)
+    assert libraries.find_xla(None) == home
+    assert {path.name for path in home.iterdir()} == set(libraries.XLA_LIBRARIES)
     assert list(home.parent.iterdir()) == [home]  # nothing temporary stays
-    for name in config.XLA_LIBRARIES:
+    for name in libraries.XLA_LIBRARIES:
         # Cut, and still a library.
         assert (home / name).stat().st_size < (wheel.parent / "library.so").stat().st_size
         code = f"import ctypes; print(ctypes.CDLL({str(home / name)!r}).answer())"
@@ -297,27 +297,15 @@ def test_install_another_wheel(wheel: Path, capsys: pytest.CaptureFixture[str]) 
         file.write(b"more")
     assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 2
     assert "SHA-256" in capsys.readouterr().err
-    assert not list(config.xla_home().parent.iterdir())
+    assert not list(libraries.xla_home().parent.iterdir())
 
 
 def test_install_over_half_of_it(wheel: Path) -> None:
-    home = config.xla_home()
+    home = libraries.xla_home()
     home.mkdir(parents=True)
-    (home / config.XLA_LIBRARIES[0]).write_text("")
+    (home / libraries.XLA_LIBRARIES[0]).write_text("")
     assert xla_wheel.install(wheel) == home
-    assert config.find_xla(config.Config()) == home
-
-
-def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", fail)
-    assert config.xla_home() is None
-    config.find_xla(config.Config())
-    with pytest.raises(xla_wheel.InstallError, match="XDG_DATA_HOME"):
-        xla_wheel.install()
+    assert libraries.find_xla(None) == home
 
 
 def test_install_without_room(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,4 +323,4 @@ def test_install_without_a_download(wheel: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(xla_wheel.subprocess, "run", fail)
     with pytest.raises(xla_wheel.InstallError, match="--wheel"):
         xla_wheel.install()
-    assert not list(config.xla_home().parent.iterdir())
+    assert not list(libraries.xla_home().parent.iterdir())

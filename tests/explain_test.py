@@ -205,7 +205,7 @@ def test_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_missing_xla(hlo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explanation.config_lib, "find_xla", lambda _: None)
+    monkeypatch.setattr(explanation.libraries, "find_xla", lambda _: None)
     with pytest.raises(explanation.ExplainError, match="install-xla"):
         explanation.explain_file(hlo)
 

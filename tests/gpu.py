@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import process_group
 from oneshot import bench as bench_lib
+from oneshot import libraries
 
 MODELS = Path(__file__).parent / "models"
 EXAMPLES = MODELS.parent.parent / "docs" / "examples"
@@ -112,9 +113,7 @@ def environment(log: Log, commit: str) -> None:
 
 def nvrtc() -> list[str]:
     """Where the programs without Python find the run-time compiler."""
-    from oneshot import config
-
-    directory = config.find_nvrtc()
+    directory = libraries.find_nvrtc()
     return ["--nvrtc", str(directory)] if directory else []
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from oneshot import __version__, config
+from oneshot import __version__, libraries
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / "python"
@@ -237,7 +237,7 @@ def test_needs_only_the_system_and_xla(name: str) -> None:
     dynamic = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
     system = {"ld-linux-x86-64.so.2", "libc.so.6", "libgcc_s.so.1", "libm.so.6", "libstdc++.so.6"}
-    xla = set(config.XLA_LIBRARIES) if name == "liboneshot_pass.so" else set()
+    xla = set(libraries.XLA_LIBRARIES) if name == "liboneshot_pass.so" else set()
     assert needed - system == xla
     assert "(RUNPATH)" not in dynamic
     assert "(RPATH)" not in dynamic

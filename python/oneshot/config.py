@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every environment variable that Oneshot reads, and nothing else reads one."""
 
-import ctypes
-import importlib.metadata
 import logging
 import math
 import os
@@ -10,25 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = Path(__file__).parent / "lib"
-"""Oneshot's own shared libraries."""
+from oneshot.libraries import XLA_LIBRARIES
 
-XLA_LIBRARIES = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
-"""XLA, as the tensorflow wheels ship it; see `find_xla`."""
-
-XLA_VERSION = "2.21.0"
-"""Of the tensorflow wheel: the pass fits no other."""
-
-XLA_MISSING = (
-    "XLA's libraries are missing: run `python -m oneshot install-xla`, or name the directory that "
-    "holds them in ONESHOT_XLA_DIR"
-)
-"""What to say where `find_xla` finds nothing."""
-
-NVRTC_MISSING = "NVRTC is missing: pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
-"""What to say where `nvrtc` finds nothing."""
-
-_NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
 _SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -130,75 +111,3 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
         timeout=_seconds("ONESHOT_TIMEOUT_S", environ.get("ONESHOT_TIMEOUT_S") or "30"),
         xla_dir=Path(xla_dir).absolute() if xla_dir else None,
     )
-
-
-def xla_home() -> Path | None:
-    """The directory of the user's own copy of XLA's libraries, shared by all environments.
-
-    None for a user without a home directory.
-    """
-    data = os.environ.get("XDG_DATA_HOME")
-    if not data:
-        try:
-            data = Path.home() / ".local" / "share"
-        except RuntimeError:
-            return None
-    return Path(data) / "oneshot" / f"xla-{XLA_VERSION}"
-
-
-def find_xla(config: Config) -> Path | None:
-    """Finds the directory with XLA's libraries.
-
-    Looks at ONESHOT_XLA_DIR, then in the package, then where `python -m oneshot install-xla` puts
-    them, then for an installed tensorflow distribution, which is located but never imported.
-
-    Returns:
-      The directory, or None when there is none.
-    """
-    candidates = [config.xla_dir, LIBRARIES / "xla", xla_home()]
-    for name in ("tensorflow-cpu", "tensorflow"):
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if distribution.version != XLA_VERSION:
-            continue
-        candidates.append(Path(str(distribution.locate_file("tensorflow"))))
-    for directory in candidates:
-        if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
-            return directory
-    return None
-
-
-def nvrtc() -> str | None:
-    """Where NVIDIA's run-time compiler is: the directory, or the name that the linker knows.
-
-    None if there is none.
-    """
-    return str(find_nvrtc() or "") or next(filter(_loads, _NVRTC), None)
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-def find_nvrtc() -> Path | None:
-    """Finds the directory with NVIDIA's run-time compiler among the installed packages.
-
-    Returns:
-      The directory of the package that jax[cuda13] or jax[cuda12] has installed, or None; the
-      dynamic linker may know another.
-    """
-    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for file in distribution.files or ():
-            if file.name.startswith("libnvrtc.so."):
-                return Path(str(distribution.locate_file(file))).parent
-    return None

@@ -5,7 +5,6 @@ Makes no backend: JAX's plugins are only opened. Where there are GPUs it times c
 so it should run while nothing else does.
 """
 
-import ctypes
 import importlib.metadata
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot import config as config_lib
-from oneshot import explanation, hook
+from oneshot import explanation, hook, libraries, native
 from oneshot.version import __version__
 
 OK = "ok"
@@ -26,7 +25,7 @@ PROBLEM = "PROBLEM"
 """Keeps Oneshot off."""
 
 _OLDEST_JAX = (0, 11, 2)
-_XLA_TRANSFORM, _XLA_TRANSFORM_BYTES = 24, 40  # type and size of the PJRT extension, version 1
+_XLA_TRANSFORM_BYTES = 40  # size of the PJRT extension, version 1
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
@@ -98,13 +97,9 @@ def to_json(checks: list[Check]) -> str:
 def gpu_facts() -> dict[str, Any]:
     """What liboneshot_cuda.so says about the GPUs; with the reason in `error` if it can't."""
     try:
-        library = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
-        library.oneshot_gpu_doctor.restype = ctypes.c_void_p
-        text = ctypes.c_void_p(library.oneshot_gpu_doctor())
-        facts = json.loads(explanation.take_string(text))
-        library.oneshot_gpu_probe.restype = ctypes.c_char_p
-        reason = library.oneshot_gpu_probe(2) if facts["driver"] else None
-        return facts | {"why_not": reason.decode() if reason else ""}
+        gpu = native.Gpu()
+        facts = json.loads(gpu.doctor())
+        return facts | {"why_not": (gpu.probe(2) if facts["driver"] else None) or ""}
     except (OSError, AttributeError) as error:
         return {"error": f"liboneshot_cuda.so: {error}"}
 
@@ -135,21 +130,6 @@ def _jax() -> Iterator[Check]:
     if missing := hook.missing_names():
         advice = "install the jax that this version of Oneshot is made for"
         yield Check("interfaces", PROBLEM, f"JAX's {missing} is gone", advice)
-
-
-class _Extension(ctypes.Structure):
-    _fields_ = (("size", ctypes.c_size_t), ("type", ctypes.c_int), ("next", ctypes.c_void_p))
-
-
-class _Api(ctypes.Structure):
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("extensions", ctypes.c_void_p),
-        ("version_size", ctypes.c_size_t),
-        ("version_extensions", ctypes.c_void_p),
-        ("major", ctypes.c_int),
-        ("minor", ctypes.c_int),
-    )
 
 
 def plugin_files() -> list[Path]:
@@ -190,33 +170,24 @@ def _plugins(has_driver: bool) -> Iterator[Check]:
 def _plugin(file: Path) -> Check:
     name = f"plugin {file.parent.name}"
     try:
-        get = ctypes.CDLL(str(file)).GetPjrtApi
+        version, size = native.inspect_plugin(file)
     except (OSError, AttributeError) as error:
         return Check(name, PROBLEM, f"can't be opened: {error}", "reinstall 'jax[cuda13]'")
-    get.restype = ctypes.POINTER(_Api)
-    api = get().contents
-    text = f"PJRT {api.major}.{api.minor}, {file}"
-    address = api.extensions
-    while address:
-        extension = _Extension.from_address(address)
-        if extension.type == _XLA_TRANSFORM:
-            break
-        address = extension.next
+    text = f"PJRT {version}, {file}"
     oldest = ".".join(map(str, _OLDEST_JAX))
     advice = f"install the plugin of jax {oldest} or later"
-    if not address:
+    if not size:
         return Check(name, PROBLEM, f"{text} has no XlaTransform extension", advice)
-    text += f", takes passes (XlaTransform, {extension.size} bytes)"
-    if extension.size < _XLA_TRANSFORM_BYTES:
+    text += f", takes passes (XlaTransform, {size} bytes)"
+    if size < _XLA_TRANSFORM_BYTES:
         return Check(name, PROBLEM, f"{text}: {_XLA_TRANSFORM_BYTES} are needed", advice)
     return Check(name, OK, text)
 
 
 def _own_libraries() -> Iterator[Check]:
-    directory = config_lib.LIBRARIES
     for name in ("liboneshot_hook.so", "liboneshot_host.so", "liboneshot_cuda.so"):
         try:
-            ctypes.CDLL(str(directory / name))
+            native.load(name)
         except OSError as error:
             yield Check("oneshot", PROBLEM, str(error), "reinstall oneshot")
             return
@@ -225,18 +196,18 @@ def _own_libraries() -> Iterator[Check]:
         text = "JAX won't find it: there is no entry point `oneshot` in the group jax_plugins"
         yield Check("oneshot", PROBLEM, text, "install the wheel; a copy of its files won't do")
         return
-    yield Check("oneshot", OK, f"{__version__}, {directory}")
+    yield Check("oneshot", OK, f"{__version__}, {native.LIBRARIES}")
 
 
 def _xla() -> Iterator[Check]:
     try:
-        found = config_lib.find_xla(config_lib.read())
+        found = libraries.find_xla(config_lib.read().xla_dir)
     except config_lib.ConfigError:
         return  # the environment is a check of its own
     if found is None:
         yield Check("XLA", PROBLEM, "libraries not found", "python -m oneshot install-xla")
         return
-    size = sum((found / name).stat().st_size for name in config_lib.XLA_LIBRARIES)
+    size = sum((found / name).stat().st_size for name in libraries.XLA_LIBRARIES)
     text = f"{found}, {size / 1e6:.0f} MB"
     try:
         explanation.load_pass()
@@ -301,7 +272,7 @@ def _links(links: list[dict[str, Any]], count: int) -> Check:
 
 
 def _nvrtc(has_driver: bool) -> Iterator[Check]:
-    found = config_lib.nvrtc()
+    found = libraries.nvrtc()
     if found:
         yield Check("NVRTC", OK, found)
     elif has_driver:

@@ -6,17 +6,16 @@ module, and what it makes of it is only looked at.
 """
 
 import contextlib
-import ctypes
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from oneshot import config as config_lib
-from oneshot import hlo_text, page, report
+from oneshot import hlo_text, libraries, native, page, report
 
 # On CPU, XLA fuses before a pass can look at the module; on GPU, after.
 _CPU_OPTIONS = {"xla_disable_hlo_passes": "fusion,fusion-wrapper,tree_reduction_rewriter"}
@@ -127,63 +126,30 @@ def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:
 
 
 def _explain(
-    modules: list[bytes], platform: str, compile_kernel: ctypes.c_void_p | None = None
+    modules: list[bytes], platform: str, compiler: native.KernelCompiler | None = None
 ) -> Explanation:
     directory = tempfile.TemporaryDirectory(prefix="oneshot-explain-")
     if modules:
-        run = load_pass()
+        loaded = load_pass()
         for module in modules:
-            message = ctypes.c_void_p()
-            where = platform.encode(), os.fsencode(directory.name)
-            if run(*where, compile_kernel, module, len(module), ctypes.byref(message)):
-                raise ExplainError(take_string(message) or "out of memory")
+            if error := loaded.explain(platform, directory.name, compiler, module):
+                raise ExplainError(error)
     return Explanation(directory)
 
 
-def take_string(text: ctypes.c_void_p) -> str:
-    """Returns a string that a C function has malloc'ed, and frees it; empty if it is null."""
-    if not text.value:
-        return ""
-    taken = ctypes.string_at(text.value).decode(errors="replace")
-    ctypes.CDLL(None).free(text)
-    return taken
-
-
-def load_pass() -> Callable[..., int]:
+def load_pass() -> native.Pass:
     """Loads XLA and the pass.
-
-    Returns:
-      OneshotExplain of pass_library.h.
 
     Raises:
       ExplainError: a library is missing or can't be loaded.
     """
-    xla = config_lib.find_xla(config_lib.read())
+    xla = libraries.find_xla(config_lib.read().xla_dir)
     if xla is None:
-        raise ExplainError(config_lib.XLA_MISSING)
-    # XLA prints advice about its CPU kernels while it loads, unless this is set; none runs here.
-    quiet = "TF_ENABLE_ONEDNN_OPTS"
-    ours = quiet not in os.environ
-    os.environ.setdefault(quiet, "0")
+        raise ExplainError(libraries.XLA_MISSING)
     try:
-        for name in config_lib.XLA_LIBRARIES:
-            ctypes.CDLL(str(xla / name))
-        run = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_pass.so")).OneshotExplain
+        return native.Pass([xla / name for name in libraries.XLA_LIBRARIES])
     except (OSError, AttributeError) as error:
         raise ExplainError(f"a library can't be loaded: {error}") from error
-    finally:
-        if ours:
-            del os.environ[quiet]
-    text = ctypes.c_char_p
-    run.argtypes = [
-        text,
-        text,
-        ctypes.c_void_p,
-        text,
-        ctypes.c_size_t,
-        ctypes.POINTER(ctypes.c_void_p),
-    ]
-    return run
 
 
 @contextlib.contextmanager

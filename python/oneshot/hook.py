@@ -12,9 +12,7 @@ off:
 """
 
 import contextlib
-import ctypes
 import functools
-import hashlib
 import os
 import re
 import threading
@@ -22,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from oneshot import agreement, libraries, log, native
 from oneshot import config as config_lib
-from oneshot import log
 from oneshot.log import logger
 from oneshot.version import __version__
 
@@ -109,17 +107,11 @@ def _register(config: config_lib.Config) -> None:
     previous_key = cache_key.custom_hook
     _processes()  # If this name is gone, it has to fail here, not inside a compilation.
 
-    xla_dir = config_lib.find_xla(config)
+    xla_dir = libraries.find_xla(config.xla_dir)
     if xla_dir is None:
-        raise UnavailableError(config_lib.XLA_MISSING)
-    pass_library = config_lib.LIBRARIES / "liboneshot_pass.so"
-    hook = _load_hook()
-    hook.oneshot_hook_configure(
-        os.fsencode(pass_library),
-        os.fsencode(xla_dir),
-        os.fsencode(config.dump_to or ""),
-        config.log_level // 10 - 1,
-    )
+        raise UnavailableError(libraries.XLA_MISSING)
+    hook = native.Hook()
+    hook.configure(xla_dir, config.dump_to, config.log_level)
 
     _register_handlers(
         jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"], platform="cpu"
@@ -128,7 +120,7 @@ def _register(config: config_lib.Config) -> None:
     # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
     # the key is made when JAX asks for it.
     platforms = ["cpu"]
-    suffix = f"oneshot/{__version__}/{_fingerprint(xla_dir)}"
+    suffix = f"oneshot/{__version__}/{libraries.fingerprint(xla_dir)}"
     cache_key.custom_hook = lambda: "/".join(
         [previous_key(), suffix, str(_processes()), *platforms]
     )
@@ -153,50 +145,15 @@ def _register(config: config_lib.Config) -> None:
     register_plugin_callbacks(on_plugin)
 
 
-def _load_hook() -> ctypes.CDLL:
-    hook = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_hook.so"))
-    text = ctypes.c_char_p
-    hook.oneshot_hook_configure.argtypes = [text, text, text, ctypes.c_int]
-    hook.oneshot_hook_register.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    hook.oneshot_hook_register.restype = text
-    hook.oneshot_hook_transform.argtypes = [
-        text,
-        text,
-        ctypes.c_size_t,
-        ctypes.POINTER(ctypes.c_void_p),
-        ctypes.POINTER(ctypes.c_size_t),
-    ]
-    hook.oneshot_hook_free.argtypes = [ctypes.c_void_p]
-    hook.oneshot_hook_free.restype = None
-    hook.oneshot_hook_pause.argtypes = [ctypes.c_int]
-    hook.oneshot_hook_pause.restype = None
-    return hook
-
-
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Leaves the modules that this thread compiles meanwhile as they are."""
-    hook = _load_hook()
-    hook.oneshot_hook_pause(1)
+    hook = native.Hook()
+    hook.pause(True)
     try:
         yield
     finally:
-        hook.oneshot_hook_pause(0)
-
-
-def _fingerprint(xla_dir: Path) -> str:
-    """A hash of the libraries that decide what a program becomes.
-
-    Of XLA's, which are large, only the sizes: what was compiled when one was cut short, and so
-    without the pass, must not be found again when it is whole.
-    """
-    digest = hashlib.sha256()
-    for name in config_lib.XLA_LIBRARIES:
-        digest.update(str((xla_dir / name).stat().st_size).encode())
-    for path in sorted(Path(config_lib.LIBRARIES).glob("liboneshot_*.so")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+        hook.pause(False)
 
 
 @functools.cache
@@ -204,53 +161,34 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _transform(hook: ctypes.CDLL, module: bytes) -> bytes | None:
-    """Runs the pass on a serialized module for CPU. ctypes releases the GIL meanwhile."""
+def _transform(hook: native.Hook, module: bytes) -> bytes | None:
+    """Runs the pass on a serialized module for CPU."""
     # The handler lets ranks meet in memory: those of another process would never come. Asked here,
     # as jax.distributed may be initialized after Oneshot.
     if _processes() > 1:
         _warn_once("off for cpu, it stays with stock XLA: more than one process")
         return None
-    out = ctypes.c_void_p()
-    size = ctypes.c_size_t()
-    if not hook.oneshot_hook_transform(
-        b"Host", module, len(module), ctypes.byref(out), ctypes.byref(size)
-    ):
-        return None
-    try:
-        return ctypes.string_at(out, size.value)
-    finally:
-        hook.oneshot_hook_free(out)
+    return hook.transform("Host", module)
 
 
 def _register_handlers(
     jax: Any, library: str, prefix: str, stages: list[str], *, platform: str, traits: int = 0
 ) -> None:
     """Registers the functions of a library that are called prefix + stage."""
-    handlers = ctypes.CDLL(str(config_lib.LIBRARIES / library))
-    bundle = {
-        stage.lower(): jax.ffi.pycapsule(getattr(handlers, prefix + stage)) for stage in stages
-    }
+    functions = native.handlers(library, prefix, stages)
+    bundle = {stage: jax.ffi.pycapsule(function) for stage, function in functions.items()}
     jax.ffi.register_ffi_target(TARGET, bundle, platform=platform, api_version=1, traits=traits)
-
-
-def _pjrt_api(capsule: Any) -> int:
-    """Returns the address of the PJRT_Api inside a capsule."""
-    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    get_pointer.restype = ctypes.c_void_p
-    return get_pointer(capsule, b"pjrt_c_api")
 
 
 def _is_cuda(jaxlib_jax: Any, c_api: Any) -> bool:
     """Returns whether `c_api` belongs to JAX's CUDA plugin."""
-    return bool(jaxlib_jax.pjrt_plugin_loaded("cuda")) and _pjrt_api(c_api) == _pjrt_api(
-        jaxlib_jax.get_pjrt_plugin("cuda")
-    )
+    if not jaxlib_jax.pjrt_plugin_loaded("cuda"):
+        return False
+    return native.pjrt_api(c_api) == native.pjrt_api(jaxlib_jax.get_pjrt_plugin("cuda"))
 
 
 def _register_cuda(
-    jax: Any, hook: ctypes.CDLL, c_api: Any, config: config_lib.Config, version: str
+    jax: Any, hook: native.Hook, c_api: Any, config: config_lib.Config, version: str
 ) -> str | None:
     """Returns None if it is on, else why not."""
     from jax._src import distributed
@@ -258,7 +196,7 @@ def _register_cuda(
     reason = _why_not_cuda()
     if _processes() > 1:
         state = distributed.global_state
-        reason = vote(state.client, state.process_id, _processes(), version, reason)
+        reason = agreement.vote(state.client, state.process_id, _processes(), version, reason)
     if reason:
         return reason
     _register_handlers(
@@ -269,59 +207,13 @@ def _register_cuda(
         platform="CUDA",
         traits=_COMMAND_BUFFER_COMPATIBLE,
     )
-    _load_gpu().oneshot_gpu_set_timeout(config.timeout)
-    error = hook.oneshot_hook_register(_pjrt_api(c_api), kernel_compiler())
-    return error.decode() if error else None
+    native.Gpu().set_timeout(config.timeout)
+    return hook.register(native.pjrt_api(c_api), kernel_compiler())
 
 
-_VOTE_SECONDS = 60
-
-
-def vote(client: Any, process: int, processes: int, version: str, reason: str | None) -> str | None:
-    """Agrees with the other processes of a jax.distributed program: all rewrite, or none does.
-
-    A process that rewrites and one that does not would wait for each other for ever.
-
-    Args:
-      client: of JAX's coordination service.
-      process: number of this process.
-      processes: how many there are.
-      version: of what rewrites; has to be the same everywhere.
-      reason: why this process can't, or None.
-
-    Returns:
-      None if all rewrite, else the reason of the first that can't.
-    """
-    client.key_value_set(f"oneshot/{process}", f"{version}\n{reason or ''}")
-    for other in range(processes):
-        try:
-            answer = client.blocking_key_value_get(f"oneshot/{other}", _VOTE_SECONDS * 1000)
-        except Exception as error:
-            return f"process {other} has not said within {_VOTE_SECONDS} s that it is on ({error})"
-        other_version, _, other_reason = answer.partition("\n")
-        if other_reason:
-            return other_reason if other == process else f"process {other}: {other_reason}"
-        if other_version != version:
-            return f"process {other} has another version, {other_version}, than {version}"
-    return None
-
-
-def _load_gpu() -> ctypes.CDLL:
-    handlers = ctypes.CDLL(str(config_lib.LIBRARIES / "liboneshot_cuda.so"))
-    handlers.oneshot_gpu_probe.restype = ctypes.c_char_p
-    handlers.oneshot_gpu_probe.argtypes = [ctypes.c_int]
-    handlers.oneshot_gpu_set_timeout.argtypes = [ctypes.c_double]
-    handlers.oneshot_gpu_set_timeout.restype = None
-    handlers.oneshot_gpu_set_nvrtc.argtypes = [ctypes.c_char_p]
-    handlers.oneshot_gpu_set_nvrtc.restype = None
-    return handlers
-
-
-def kernel_compiler() -> ctypes.c_void_p:
+def kernel_compiler() -> native.KernelCompiler:
     """Returns the C function that the pass has kernels compiled by (OneshotCompile)."""
-    handlers = _load_gpu()
-    handlers.oneshot_gpu_set_nvrtc(os.fsencode(config_lib.find_nvrtc() or ""))
-    return ctypes.cast(handlers.oneshot_gpu_compile, ctypes.c_void_p)
+    return native.Gpu().compiler(libraries.find_nvrtc())
 
 
 def _processes() -> int:
@@ -355,8 +247,7 @@ def concurrent_flag(flags: str) -> str | None:
 def _why_not_cuda() -> str | None:
     if concurrent_flag(os.environ.get("XLA_FLAGS", "")):
         return "XLA_FLAGS asks for concurrent command buffers"
-    if config_lib.nvrtc() is None:
-        return config_lib.NVRTC_MISSING
+    if libraries.nvrtc() is None:
+        return libraries.NVRTC_MISSING
     # Groups need two GPUs, but with several processes each may see one only.
-    reason = _load_gpu().oneshot_gpu_probe(2 if _processes() == 1 else 1)
-    return reason.decode() if reason else None
+    return native.Gpu().probe(2 if _processes() == 1 else 1)

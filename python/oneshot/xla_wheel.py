@@ -13,13 +13,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from oneshot import config
+from oneshot import libraries
 
 # The libraries are the same for every Python.
 _DOWNLOAD = (
     *("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12"),
     *("--abi", "cp312", "--platform", "manylinux_2_27_x86_64"),
-    f"tensorflow-cpu=={config.XLA_VERSION}",
+    f"tensorflow-cpu=={libraries.XLA_VERSION}",
 )
 _SHA256 = "dcc8afd32930e42d5296b6ee19078b773706830af4ea97fbe503b9f5e0f820cb"
 _NEEDED_BYTES = 2 << 30  # the wheel, and the libraries before they are cut
@@ -30,7 +30,7 @@ class InstallError(RuntimeError):
 
 
 def install(wheel: Path | None = None) -> Path:
-    """Puts XLA's libraries where `config.find_xla` looks for them.
+    """Puts XLA's libraries where `libraries.find_xla` looks for them.
 
     Args:
       wheel: the wheel, if it is already here; else pip downloads it.
@@ -41,10 +41,10 @@ def install(wheel: Path | None = None) -> Path:
     Raises:
       InstallError: there is no such wheel, it is another one, or there is no room for it.
     """
-    target = config.xla_home()
+    target = libraries.xla_home()
     if target is None:
         raise InstallError("there is no home directory: XDG_DATA_HOME may name another place")
-    if all((target / name).is_file() for name in config.XLA_LIBRARIES):
+    if all((target / name).is_file() for name in libraries.XLA_LIBRARIES):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _download(directory: Path) -> Path:
     found = list(directory.glob("*.whl"))
     if done.returncode or len(found) != 1:
         raise InstallError(
-            f"pip could not download tensorflow-cpu=={config.XLA_VERSION}; where it can, "
+            f"pip could not download tensorflow-cpu=={libraries.XLA_VERSION}; where it can, "
             "download the wheel of Python 3.12 and name it with --wheel"
         )
     return found[0]
@@ -87,7 +87,7 @@ def _verify(wheel: Path) -> None:
 
 def _extract(wheel: Path, directory: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for name in config.XLA_LIBRARIES:
+        for name in libraries.XLA_LIBRARIES:
             target = directory / name
             with archive.open(f"tensorflow/{name}") as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)

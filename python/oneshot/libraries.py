@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the libraries are that Oneshot needs, and which ones: XLA's, NVIDIA's, its own."""
+
+import hashlib
+import importlib.metadata
+import os
+from pathlib import Path
+
+from oneshot import native
+
+XLA_LIBRARIES = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
+"""XLA, as the tensorflow wheels ship it; see `find_xla`."""
+
+XLA_VERSION = "2.21.0"
+"""Of the tensorflow wheel: the pass fits no other."""
+
+XLA_MISSING = (
+    "XLA's libraries are missing: run `python -m oneshot install-xla`, or name the directory that "
+    "holds them in ONESHOT_XLA_DIR"
+)
+"""What to say where `find_xla` finds nothing."""
+
+NVRTC_MISSING = "NVRTC is missing: pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
+"""What to say where `nvrtc` finds nothing."""
+
+_NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
+
+
+def xla_home() -> Path | None:
+    """The directory of the user's own copy of XLA's libraries, shared by all environments.
+
+    None for a user without a home directory.
+    """
+    data = os.environ.get("XDG_DATA_HOME")
+    if not data:
+        try:
+            data = Path.home() / ".local" / "share"
+        except RuntimeError:
+            return None
+    return Path(data) / "oneshot" / f"xla-{XLA_VERSION}"
+
+
+def find_xla(named: Path | None) -> Path | None:
+    """Finds the directory with XLA's libraries.
+
+    Looks at `named`, then in the package, then where `python -m oneshot install-xla` puts them,
+    then for an installed tensorflow distribution, which is located but never imported.
+
+    Args:
+      named: what ONESHOT_XLA_DIR says, or None.
+
+    Returns:
+      The directory, or None when there is none.
+    """
+    candidates = [named, native.LIBRARIES / "xla", xla_home()]
+    for name in ("tensorflow-cpu", "tensorflow"):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if distribution.version != XLA_VERSION:
+            continue
+        candidates.append(Path(str(distribution.locate_file("tensorflow"))))
+    for directory in candidates:
+        if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
+            return directory
+    return None
+
+
+def nvrtc() -> str | None:
+    """Where NVIDIA's run-time compiler is: the directory, or the name that the linker knows.
+
+    None if there is none.
+    """
+    return str(find_nvrtc() or "") or next(filter(native.can_load, _NVRTC), None)
+
+
+def find_nvrtc() -> Path | None:
+    """Finds the directory with NVIDIA's run-time compiler among the installed packages.
+
+    Returns:
+      The directory of the package that jax[cuda13] or jax[cuda12] has installed, or None; the
+      dynamic linker may know another.
+    """
+    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in distribution.files or ():
+            if file.name.startswith("libnvrtc.so."):
+                return Path(str(distribution.locate_file(file))).parent
+    return None
+
+
+def fingerprint(xla_dir: Path) -> str:
+    """Returns a hash of the libraries that decide what a program becomes.
+
+    Of XLA's, which are large, only the sizes: what was compiled when one was cut short, and so
+    without the pass, must not be found again when it is whole.
+    """
+    digest = hashlib.sha256()
+    for name in XLA_LIBRARIES:
+        digest.update(str((xla_dir / name).stat().st_size).encode())
+    for path in sorted(native.LIBRARIES.glob("liboneshot_*.so")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where libraries of XLA and NVIDIA are looked for, and what of them is in the cache key."""
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+from oneshot import libraries, native, xla_wheel
+
+
+def test_find_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tensorflow:
+        """An installed distribution."""
+
+        version = "2.20.0"
+
+        def __init__(self, name: str):
+            if name != "tensorflow":
+                raise importlib.metadata.PackageNotFoundError
+
+        @staticmethod
+        def locate_file(path: str) -> Path:
+            return tmp_path / "site" / path
+
+    monkeypatch.setattr(libraries.importlib.metadata, "distribution", Tensorflow)
+    monkeypatch.setattr(native, "LIBRARIES", tmp_path / "lib")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    named = tmp_path / "named"
+    assert libraries.find_xla(named) is None
+    # The last of those that are there wins, from the least to the most specific place.
+    home = f"data/oneshot/xla-{libraries.XLA_VERSION}"
+    for place in ("site/tensorflow", home, "lib/xla", "named"):
+        directory = tmp_path / place
+        directory.mkdir(parents=True)
+        for name in libraries.XLA_LIBRARIES:
+            assert libraries.find_xla(named) != directory
+            (directory / name).touch()
+        if place == "site/tensorflow":
+            assert libraries.find_xla(named) is None  # of another version
+            Tensorflow.version = libraries.XLA_VERSION
+        assert libraries.find_xla(named) == directory
+
+
+def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    assert libraries.xla_home() is None
+    libraries.find_xla(None)
+    with pytest.raises(xla_wheel.InstallError, match="XDG_DATA_HOME"):
+        xla_wheel.install()
+
+
+class Nvrtc:
+    """An installed distribution of NVRTC, with files that do not matter and one that does."""
+
+    def __init__(self, name: str):
+        if name != "nvidia-cuda-nvrtc":
+            raise importlib.metadata.PackageNotFoundError
+        self.files = [Path("nvidia/README"), Path("nvidia/lib/libnvrtc.so.13")]
+
+    @staticmethod
+    def locate_file(path: Path) -> Path:
+        """As in importlib.metadata."""
+        return "/site" / path
+
+
+def test_find_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries.importlib.metadata, "distribution", Nvrtc)
+    assert libraries.find_nvrtc() == Path("/site/nvidia/lib")
+    assert libraries.nvrtc() == "/site/nvidia/lib"
+
+
+def test_nvrtc_of_the_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "find_nvrtc", lambda: None)
+    monkeypatch.setattr(libraries, "_NVRTC", ("libnone.so", "libc.so.6"))
+    assert libraries.nvrtc() == "libc.so.6"
+    monkeypatch.setattr(libraries, "_NVRTC", ("libnone.so",))
+    assert libraries.nvrtc() is None
+
+
+def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LIBRARIES", tmp_path)
+    ours, theirs = tmp_path / "liboneshot_a.so", tmp_path / libraries.XLA_LIBRARIES[0]
+    for name in (ours.name, *libraries.XLA_LIBRARIES):
+        (tmp_path / name).write_bytes(b"same")
+    first = libraries.fingerprint(tmp_path)
+    assert libraries.fingerprint(tmp_path) == first
+    theirs.write_bytes(b"emas")  # of XLA's, only the sizes count
+    assert libraries.fingerprint(tmp_path) == first
+    theirs.write_bytes(b"sam")
+    second = libraries.fingerprint(tmp_path)
+    ours.write_bytes(b"emas")
+    assert len({first, second, libraries.fingerprint(tmp_path)}) == 3

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m oneshot run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from program import PROGRAM, run
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A program in two files, which prints its arguments."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "beside.py").write_text("HERE = 'beside'\n")
+    path = folder / "script.py"
+    path.write_text(
+        f"{PROGRAM}\nfrom beside import HERE\n"
+        "print(compiled(), HERE, __name__, *sys.argv)\nsys.exit(int(sys.argv[1]))\n"
+    )
+    return path
+
+
+def test_run_script(script: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to(script)
+    for path in (script, link):
+        # Options after the script are the script's.
+        done = run("-m", "oneshot", "run", path, "3", "-m", "--save", ONESHOT="0")
+        assert done.code == 3, done.err
+        assert done.out == [f"fused beside __main__ {path} 3 -m --save"]
+
+
+def test_run_module(script: Path) -> None:
+    path = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])
+    done = run("-m", "oneshot", "run", "-m", "script", "0", "--save", PYTHONPATH=path)
+    assert done.code == 0, done.err
+    assert done.out == [f"fused beside __main__ {script} 0 --save"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["run"], {}, "a script is required"),
+        (["run", "missing.py"], {}, "no such file: missing.py"),
+        (["run", "x.py"], {"ONESHOT_DUMP": "x"}, "unknown variable ONESHOT_DUMP"),
+        (["run", "x.py"], {"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2"),
+        (["jog", "x.py"], {}, "invalid choice"),
+    ],
+)
+def test_run_refuses(arguments: list[str], variables: dict[str, str], message: str) -> None:
+    done = run("-m", "oneshot", *arguments, **variables)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
