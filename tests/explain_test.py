@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`oneshot.explain`, `python -m oneshot explain`, and the page with the pictures."""
 
-import itertools
 import os
 import re
 import subprocess
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 from emulation import environment
 from oneshot import __main__ as command_line
-from oneshot import explanation, graph, hlo_text, page, report
+from oneshot import explanation, page, report
+from program import HLO
 
 PROGRAM = """
 import functools
@@ -120,26 +120,6 @@ def test_explain_wants_a_jitted_function() -> None:
 # ---------------------------------------------------------------------------
 # A file
 
-HLO = """
-HloModule m, entry_computation_layout={(f32[4,8]{1,0}, f32[4,8]{1,0})->(f32[4,8]{1,0}, f32[4,8]{1,0})}, num_partitions=4
-
-add {
-  a = f32[] parameter(0)
-  b = f32[] parameter(1)
-  ROOT c = f32[] add(a, b)
-}
-
-ENTRY main {
-  x = f32[4,8]{1,0} parameter(0), sharding={@mesh<p=2,q=2>, [{p}, {}]}, metadata={op_name="x[{\\"k\\"}]"}
-  r = f32[4,8]{1,0} parameter(1)
-  all-reduce = f32[4,8]{1,0} all-reduce(x), channel_id=1, replica_groups=@mesh<p=2,q=2> {q}, use_global_device_ids=true, to_apply=add, metadata={op_name="jit(m)/psum" source_file="m.py" source_line=7}
-  sum = f32[4,8]{1,0} add(all-reduce, r)
-  all-reduce.1 = f32[4,8]{1,0} all-reduce(r), channel_id=2, replica_groups={{0,1,2,3}}, use_global_device_ids=true, to_apply=add
-  sine = f32[4,8]{1,0} sine(sum)
-  ROOT out = (f32[4,8]{1,0}, f32[4,8]{1,0}) tuple(sine, all-reduce.1)
-}
-"""  # noqa: E501
-
 
 @pytest.fixture(scope="module")
 def hlo(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -220,86 +200,6 @@ def test_loading_xla_leaves_the_environment(hlo: Path, monkeypatch: pytest.Monke
 
 
 # ---------------------------------------------------------------------------
-# Reading HLO text
-
-
-def test_parse() -> None:
-    add, main = hlo_text.parse(HLO)
-    assert list(add.instructions) == ["a", "b", "c"]
-    assert add.instructions["c"].operands == ("a", "b")
-    out = main.instructions["out"]
-    assert (out.shape, out.opcode, out.operands) == (
-        "(f32[4,8], f32[4,8])",
-        "tuple",
-        ("sine", "all-reduce.1"),
-    )
-    assert main.instructions["x"].literal == "0"
-    assert main.instructions["all-reduce"].op_name == "jit(m)/psum"
-    assert main.users()["r"] == ["sum", "all-reduce.1"]
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (
-            '  ROOT %y.1 = f32[2]{0} add(f32[2]{0} %x, f32[2]{0} %z.2), metadata={op_name="a(b"}',
-            ("y.1", "f32[2]", "add", ("x", "z.2"), ""),
-        ),
-        (
-            "  t = (f32[2]{0:T(128)}, /*index=1*/(s32[], u8[])) while(s), body=b",
-            ("t", "(f32[2], (s32[], u8[]))", "while", ("s",), ""),
-        ),
-        ("  c = s32[2]{0} constant({1, 2})", ("c", "s32[2]", "constant", (), "{1, 2}")),
-        ("  i = u32[] replica-id()", ("i", "u32[]", "replica-id", (), "")),
-        (
-            '  k = f32[2]{0} custom-call(x), custom_call_target="f(", backend_config={a="),"}',
-            ("k", "f32[2]", "custom-call", ("x",), ""),
-        ),
-    ],
-)
-def test_parse_line(line: str, expected: tuple) -> None:
-    (computation,) = hlo_text.parse(f"ENTRY %main (p: f32[2]) -> f32[2] {{\n{line}\n}}\n")
-    (found,) = computation.instructions.values()
-    assert (found.name, found.shape, found.opcode, found.operands, found.literal) == expected
-
-
-def test_parse_skips_what_it_does_not_know() -> None:
-    text = 'HloModule m\n\nFileNames\n1 "a = b"\n\nmain {\n  odd\n  x = f32[] add(\n  y = f32[\n}\n'
-    (computation,) = hlo_text.parse(text)
-    assert not computation.instructions
-
-
-@pytest.mark.parametrize(
-    ("mesh", "groups"),
-    [
-        ("@mesh<a=2> {a}", "{{0,1}}"),
-        ("@mesh<a=2,b=3> {b}", "{{0,1,2},{3,4,5}}"),
-        ("@mesh<a=2,b=3> {a}", "{{0,3},{1,4},{2,5}}"),
-        ("@mesh<a=2,b=2,c=2> {a,c}", "{{0,1,4,5},{2,3,6,7}}"),
-        ("@mesh<a=2,b=2,c=2> {c,a}", "{{0,4,1,5},{2,6,3,7}}"),
-        # As jaxlib writes it.
-        ("mesh['tp'=4] {'tp'}", "{{0,1,2,3}}"),
-        ("mesh['axis_0'=2,'axis_1'=3] {'axis_1'}", "{{0,1,2},{3,4,5}}"),
-        # Not understood: left for XLA's parser to refuse.
-        ("@mesh<a=4> {a:(1)2}", "@mesh<a=4> {a:(1)2}"),
-        ("@mesh<a=2, device_ids=(1,0)> {a}", "@mesh<a=2, device_ids=(1,0)> {a}"),
-        ("@mesh<a=2> {b}", "@mesh<a=2> {b}"),
-    ],
-)
-def test_mesh_groups(mesh: str, groups: str) -> None:
-    text = f"all-reduce(x), replica_groups={mesh}, to_apply=add"
-    assert hlo_text.without_meshes(text) == f"all-reduce(x), replica_groups={groups}, to_apply=add"
-
-
-def test_shardings_go() -> None:
-    text = (
-        'parameter(0), sharding={@mesh<a=2>, [{a}, {}]}, metadata={op_name="}"}\n'
-        "y, sharding={replicated}"
-    )
-    assert hlo_text.without_meshes(text) == 'parameter(0), metadata={op_name="}"}\ny'
-
-
-# ---------------------------------------------------------------------------
 # The page
 
 
@@ -307,42 +207,6 @@ def boxes(svg: str) -> dict[str, str]:
     """Class by name of each instruction in a picture."""
     found = re.findall(r'<g class="box ([a-z]*)"><title>([\w.-]+) = ', svg)
     return {name: kind for kind, name in found}
-
-
-def test_view_and_marks() -> None:
-    _, main = hlo_text.parse(HLO)
-    view = graph.around(main, {"all-reduce", "sum"})
-    svg = graph.svg(view, {"sine": "no <such> operation"}, "a & b")
-    assert boxes(svg) == {
-        "x": "",
-        "r": "",
-        "all-reduce": "region",
-        "sum": "region",
-        "sine": "stop",
-    }
-    assert svg.count('class="edge"') == 4
-    assert "no &lt;such&gt; operation" in svg
-    assert "<title>a &amp; b</title>" in svg
-
-
-def test_operands_are_above_and_nothing_overlaps() -> None:
-    lines = [f"  v{i} = f32[] add(v{max(0, i - 1)}, v{i // 2})" for i in range(1, 30)]
-    text = "\n".join(["main {", "  v0 = f32[] parameter(0)", *lines, "}"])
-    (main,) = hlo_text.parse(text)
-    svg = graph.svg(graph.around(main, set(main.instructions)), {}, "")
-    pattern = r"<title>(\w+) = .*?\s*</title><rect x=\"([\d.-]+)\" y=\"(\d+)\" width=\"([\d.]+)\""
-    found = {name: tuple(map(float, rest)) for name, *rest in re.findall(pattern, svg)}
-    assert len(found) == 30
-    for instruction in main.instructions.values():
-        for operand in instruction.operands:
-            assert found[operand][1] < found[instruction.name][1]
-    rows: dict[float, list[tuple[float, float]]] = {}
-    for x, y, width in found.values():
-        assert x >= 0
-        rows.setdefault(y, []).append((x, x + width))
-    for row in rows.values():
-        row.sort()
-        assert all(a[1] < b[0] for a, b in itertools.pairwise(row))
 
 
 class Page(HTMLParser):

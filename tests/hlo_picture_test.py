@@ -3,9 +3,9 @@
 
 import itertools
 import re
-from xml.etree import ElementTree
 
 from oneshot import hlo_picture, hlo_text
+from program import HLO
 
 BEFORE = """
 HloModule module
@@ -40,33 +40,43 @@ def test_replaced_takes_what_reads_it_and_what_only_that_reads() -> None:
     assert found == {"first": {"first", "wide", "biased"}, "second": {"second", "both"}}
 
 
-def test_svg_stands_in_layers_and_marks_where_a_match_ended() -> None:
-    view = hlo_picture.around(MAIN, ["second", "both"])
-    drawn = hlo_picture.svg(view, {"result": "has a <reason>"}, "title & more")
-    picture = ElementTree.fromstring(drawn)
-    assert picture.findtext("title") == "title & more"
-    boxes = {
-        box.findtext("title").split(" = ")[0]: box
-        for box in picture.iter("g")
-        if box.get("class").startswith("box")
+def boxes(svg: str) -> dict[str, str]:
+    """Class by name of each instruction in a picture."""
+    found = re.findall(r'<g class="box ([a-z]*)"><title>([\w.-]+) = ', svg)
+    return {name: kind for kind, name in found}
+
+
+def test_view_and_marks() -> None:
+    _, main = hlo_text.parse(HLO)
+    view = hlo_picture.around(main, {"all-reduce", "sum"})
+    svg = hlo_picture.svg(view, {"sine": "no <such> operation"}, "a & b")
+    assert boxes(svg) == {
+        "x": "",
+        "r": "",
+        "all-reduce": "region",
+        "sum": "region",
+        "sine": "stop",
     }
-    assert set(boxes) == {"biased", "second", "both", "result"}
-    assert "has a <reason>" in boxes["result"].findtext("title")
-    assert "stop" in boxes["result"].get("class")
-    assert "region" in boxes["second"].get("class")
-    assert boxes["biased"].get("class").split() == ["box"]
-    tops = [float(boxes[name].find("rect").get("y")) for name in boxes]
-    assert tops == sorted(set(tops))  # each reads the one above it
+    assert svg.count('class="edge"') == 4
+    assert "no &lt;such&gt; operation" in svg
+    assert "<title>a &amp; b</title>" in svg
 
 
-def test_boxes_of_a_layer_do_not_overlap() -> None:
-    lines = [f"  p{i} = f32[8] parameter({i})" for i in range(9)]
-    text = "\n".join(["HloModule m", "ENTRY main {", *lines])
-    text += f"\n  ROOT t = (f32[8]) tuple({', '.join(f'p{i}' for i in range(9))})\n}}\n"
-    (computation,) = hlo_text.parse(text)
-    drawn = hlo_picture.svg(hlo_picture.around(computation, ["t"]), {}, "")
-    boxes = re.findall(r'<rect x="([\d.-]+)" y="(\d+)" width="([\d.]+)"', drawn)
-    top = min(float(y) for _, y, _ in boxes)
-    row = sorted((float(x), float(width)) for x, y, width in boxes if float(y) == top)
-    assert len(row) == 9
-    assert all(x + width <= after for (x, width), (after, _) in itertools.pairwise(row))
+def test_operands_are_above_and_nothing_overlaps() -> None:
+    lines = [f"  v{i} = f32[] add(v{max(0, i - 1)}, v{i // 2})" for i in range(1, 30)]
+    text = "\n".join(["main {", "  v0 = f32[] parameter(0)", *lines, "}"])
+    (main,) = hlo_text.parse(text)
+    svg = hlo_picture.svg(hlo_picture.around(main, set(main.instructions)), {}, "")
+    pattern = r"<title>(\w+) = .*?\s*</title><rect x=\"([\d.-]+)\" y=\"(\d+)\" width=\"([\d.]+)\""
+    found = {name: tuple(map(float, rest)) for name, *rest in re.findall(pattern, svg)}
+    assert len(found) == 30
+    for instruction in main.instructions.values():
+        for operand in instruction.operands:
+            assert found[operand][1] < found[instruction.name][1]
+    rows: dict[float, list[tuple[float, float]]] = {}
+    for x, y, width in found.values():
+        assert x >= 0
+        rows.setdefault(y, []).append((x, x + width))
+    for row in rows.values():
+        row.sort()
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(row))

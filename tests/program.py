@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program with one all-reduce, run in a fresh process with whatever variables."""
+"""A program with one all-reduce, run in a fresh process with whatever variables; a module."""
 
 import re
 import subprocess
@@ -35,6 +35,26 @@ def libraries():
     return [name for name in ("liboneshot_hook", "libtensorflow_cc") if name in maps]
 """
 SHOW = "print(compiled())"
+
+HLO = """
+HloModule m, entry_computation_layout={(f32[4,8]{1,0}, f32[4,8]{1,0})->(f32[4,8]{1,0}, f32[4,8]{1,0})}, num_partitions=4
+
+add {
+  a = f32[] parameter(0)
+  b = f32[] parameter(1)
+  ROOT c = f32[] add(a, b)
+}
+
+ENTRY main {
+  x = f32[4,8]{1,0} parameter(0), sharding={@mesh<p=2,q=2>, [{p}, {}]}, metadata={op_name="x[{\\"k\\"}]"}
+  r = f32[4,8]{1,0} parameter(1)
+  all-reduce = f32[4,8]{1,0} all-reduce(x), channel_id=1, replica_groups=@mesh<p=2,q=2> {q}, use_global_device_ids=true, to_apply=add, metadata={op_name="jit(m)/psum" source_file="m.py" source_line=7}
+  sum = f32[4,8]{1,0} add(all-reduce, r)
+  all-reduce.1 = f32[4,8]{1,0} all-reduce(r), channel_id=2, replica_groups={{0,1,2,3}}, use_global_device_ids=true, to_apply=add
+  sine = f32[4,8]{1,0} sine(sum)
+  ROOT out = (f32[4,8]{1,0}, f32[4,8]{1,0}) tuple(sine, all-reduce.1)
+}
+"""  # noqa: E501
 
 
 class Done:
