@@ -42,7 +42,7 @@ demo: install
 # Everything that needs GPUs, on a machine with at least two of them.
 gpu: build
 	@PYTHONPATH=$(SITE) ONESHOT_XLA_DIR=.deps/xla/tensorflow \
-	  .venv/bin/python tests/gpu.py --kernels bazel-bin/cuda
+	  .venv/bin/python tests/gpu/run.py --kernels bazel-bin/cuda
 
 clean:
 	@$(BAZEL) clean

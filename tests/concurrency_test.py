@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several executables, threads and meshes at once; executables that come and go.
 
-Each part of concurrency_worker.py runs in a process without Oneshot and in one with it; what they
-compute has to be the same, bit by bit. gpu.py does the same on GPUs.
+Each part of workers/concurrency.py runs in a process without Oneshot and in one with it; what they
+compute has to be the same, bit by bit. gpu/run.py does the same on GPUs.
 
 Stock XLA on CPU hangs, too, when many runs are under way; the worker stays below that, so that what
 hangs here is Oneshot.
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from emulation import XLA_FLAGS, environment
 
-WORKER = Path(__file__).parent / "concurrency_worker.py"
+WORKER = Path(__file__).parent / "workers" / "concurrency.py"
 # A hang ends after this time, not a minute.
 FLAGS = f"{XLA_FLAGS} --xla_cpu_collective_call_terminate_timeout_seconds=30"
 CYCLES = 32

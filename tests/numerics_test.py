@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import gpu_modules
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from emulation import environment
+from gpu_compiler import devices, spellings
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -266,10 +266,10 @@ def overwritten_state(convert: bool) -> list[jax.Array]:
     return plain(lambda x: lax.scan(body, state, x)[1], (4, 3, 40))
 
 
-def as_on_gpus(program: gpu_modules.Program) -> list[jax.Array]:
+def as_on_gpus(program: spellings.Program) -> list[jax.Array]:
     """A program whose module XLA for GPUs has made, too, on CPU devices."""
-    gpu_modules.use(jax.devices())
-    return jax.tree.leaves(jax.jit(program.run)(gpu_modules.random_operands(program)))
+    devices.use(jax.devices())
+    return jax.tree.leaves(jax.jit(program.run)(spellings.random_operands(program)))
 
 
 # ---------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def cases() -> Iterator[Case]:
         "parallel": ("residual+residual+rms_norm", "none"),
         "quantized": ("residual+rms_norm+multiply+clamp",),
     }
-    for program in gpu_modules.PROGRAMS:
+    for program in spellings.PROGRAMS:
         sites = (site.split(", read by ") for site in program.sites)
         dtype = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[program.dtype]
         yield Case(

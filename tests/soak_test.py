@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short run of soak_worker.py on emulated devices; gpu.py has the long ones."""
+"""A short run of workers/soak.py on emulated devices; gpu/run.py has the long ones."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emulation import environment
 
-WORKER = Path(__file__).parent / "soak_worker.py"
+WORKER = Path(__file__).parent / "workers" / "soak.py"
 SECONDS, REPLAYS = 10, 20
 
 

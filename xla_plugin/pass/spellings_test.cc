@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Modules that XLA for GPUs has handed over, from the programs of
-// tests/gpu_modules.py. Each says in its first lines what must become of its
-// all-reduces: what is fused, and the operations that then read the results, or
-// why it stays.
+// tests/gpu_compiler/spellings.py. Each says in its first lines what must
+// become of its all-reduces: what is fused, and the operations that then read
+// the results, or why it stays.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

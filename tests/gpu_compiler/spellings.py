@@ -1,54 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs for XLA's compiler for GPUs, one for each way to write an epilogue.
 
-  PYTHONPATH=.deps/xla_gpu .venv/bin/python tests/gpu_modules.py
+  PYTHONPATH=.deps/xla_gpu:tests .venv/bin/python -m gpu_compiler.spellings
 
-writes into xla_plugin/testdata the modules that it hands to the pass; gpu_modules_test.cc reads
-them. The compiler comes with JAX's plugin, and needs no GPU, only to be told of one.
+writes into xla_plugin/testdata the modules that it hands to the pass; spellings_test.cc reads them.
+The compiler comes with JAX's plugin, and needs no GPU, only to be told of one (devices.py).
 """
 
-import functools
-import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gpu_compiler.devices import RANKS, mesh
 from jax import Array, lax
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxlib import _hlo
 
-DIRECTORY = Path(__file__).parent.parent / "xla_plugin" / "testdata" / "spellings"
-RANKS = 4
+DIRECTORY = Path(__file__).parents[2] / "xla_plugin" / "testdata" / "spellings"
 D = 256
 LAYERS = 3
 VOCABULARY = 512
 EPSILON = 1e-5
 # The pass that runs next after the hook.
 NEXT_PASS = "legalize-collective-domain"
-# What XLA wants to know of a GPU, here an H100.
-TARGET = """
-  platform_name: "CUDA"
-  device_description_str: "H100"
-  dnn_version_info { major: 9 minor: 10 }
-  gpu_device_info {
-    cuda_compute_capability { major: 9 }
-    core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-    threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-    block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-    registers_per_block_limit: 65536 registers_per_core_limit: 65536
-    shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-    shared_memory_per_core: 233472 l2_cache_size: 52428800
-    memory_bandwidth: 3352320000000 device_memory_size: 84942979072
-  }
-"""
 
 
 class Operands(NamedTuple):
@@ -423,25 +404,6 @@ PROGRAMS = [
 # XLA
 
 
-_devices: list[jax.Device] = []
-
-
-@functools.cache
-def mesh() -> Mesh:
-    """Of the devices of `use`, otherwise of GPUs that are not there, to compile for only."""
-    if _devices:
-        return Mesh(np.array(_devices), ("model",), axis_types=(AxisType.Auto,))
-    return absent((RANKS,), ("model",))
-
-
-def absent(shape: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:
-    """A mesh of GPUs that are not there."""
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology=f"1x1x{math.prod(shape)}", target_config=TARGET
-    )
-    return topologies.make_mesh(topology, shape, axes)
-
-
 def operands(program: Program, array: Callable[..., Any]) -> Operands:
     """What a program gets.
 
@@ -474,14 +436,8 @@ def operands(program: Program, array: Callable[..., Any]) -> Operands:
     )
 
 
-def use(devices: Sequence[jax.Device]) -> None:
-    """Lets programs run, on the first of these devices."""
-    _devices[:] = devices[:RANKS]
-    mesh.cache_clear()
-
-
 def random_operands(program: Program) -> Operands:
-    """Operands with numbers, on the devices of `use`."""
+    """Operands with numbers, on the devices of `devices.use`."""
     rng = np.random.default_rng(0)
 
     def array(shape: tuple[int, ...], dtype: str, spec: P) -> Array:

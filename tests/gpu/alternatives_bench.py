@@ -5,7 +5,7 @@ Needs two GPUs or more of one host with peer access, and PyTorch; some arms need
 `cuda/bench/kernel_bench.cu` measures for Oneshot's kernel, measured the same way: 64 calls in a
 CUDA graph, a sample is the time of 10 launches of it, the slowest rank counts, arms take turns.
 
-  python tests/peers_bench.py [--tokens 1,8,32] [--hidden 8192] [--dtypes bf16,f16]
+  python tests/gpu/alternatives_bench.py [--tokens 1,8,32] [--hidden 8192] [--dtypes bf16,f16]
 
 A call's normed result is the next call's x, and each rank has RMSNorm weights of its own, so the
 ranks differ in every call. After a launch of the graph, results are compared with the same chain
@@ -28,7 +28,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import process_group
 import torch
 import torch.distributed as dist
 import torch.distributed._symmetric_memory as symm_mem
@@ -36,6 +35,9 @@ import torch.multiprocessing as mp
 import triton
 import triton.language as tl
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import process_group
 
 OPS = 64  # calls in a graph
 LAUNCHES = 10  # graphs in a sample, to hide the first skew

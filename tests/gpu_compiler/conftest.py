@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """XLA's compiler for GPUs with Oneshot: from JAX to machine code, without a GPU.
 
-A plugin of pytest. Nothing can be run so. But it is the module, the hook, the verifier and the
+Nothing can be run so. But it is the module, the hook, the verifier and the
 passes behind them that programs of users meet.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gpu_modules
 import jax
 import pytest
+from gpu_compiler import devices
 from oneshot import config, hook
 
 AllReduces = Callable[[jax.stages.Compiled], list[dict[str, Any]]]
@@ -33,7 +33,7 @@ def all_reduces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllReduces
         patch.setattr(hook, "_why_not_cuda", lambda: None)
         patch.setattr(hook, "kernel_compiler", lambda: None)
         hook.enable(dataclasses.replace(config.read(), dump_to=dump))
-        gpu_modules.mesh()  # loads XLA, which reads its flags
+        devices.mesh()  # loads XLA, which reads its flags
         yield lambda compiled: _checked(compiled, dump)
 
 

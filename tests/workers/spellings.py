@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the programs of gpu_modules.py, alone or as one of a group of processes.
+"""Runs the programs of gpu_compiler/spellings.py, alone or as one of a group of processes.
 
-  python programs_worker.py OUT
+  python workers/spellings.py OUT
 
 What the devices of this process have computed goes to a file whose name ends with its rank. Devices
 that have the same part of an array have to have the same bits.
@@ -11,19 +11,19 @@ import os
 import sys
 from pathlib import Path
 
-import gpu_modules
 import jax
 import numpy as np
 import process_group
+from gpu_compiler import devices, spellings
 
 
 def main() -> None:
     """Runs them."""
     process_group.join()
-    gpu_modules.use(jax.devices())
+    devices.use(jax.devices())
     outputs: dict[str, np.ndarray] = {}
-    for program in gpu_modules.PROGRAMS:
-        operands = gpu_modules.random_operands(program)
+    for program in spellings.PROGRAMS:
+        operands = spellings.random_operands(program)
         compiled = jax.jit(program.run).lower(operands).compile()
         fused = compiled.as_text().count('custom_call_target="oneshot_all_reduce')
         expected = sum(", read by " in site for site in program.sites)

@@ -7,16 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import oracle_test
 import pytest
-from gpu_modules import absent
+import random_programs
+from gpu_compiler.devices import absent
 from jax.sharding import NamedSharding, Sharding
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import families
 import families_linen
-
-pytest_plugins = ["gpu_compiler"]
 
 DECODING = [run for run in [*families.RUNS, *families_linen.RUNS] if not run.prefill]
 
@@ -37,11 +35,11 @@ def test_families_compile(run: Any, all_reduces: Any, monkeypatch: pytest.Monkey
     assert any(site["fired"] for site in all_reduces(compiled))
 
 
-@pytest.mark.parametrize("first", range(0, oracle_test.PROGRAMS, oracle_test.BATCH))
+@pytest.mark.parametrize("first", range(0, random_programs.PROGRAMS, random_programs.BATCH))
 def test_random_programs_compile(first: int, all_reduces: Any) -> None:
     mesh = absent((2, 4), ("a", "b"))
-    shardings = tuple(NamedSharding(mesh, spec) for spec in oracle_test.SPECS)
-    run = oracle_test.batch(range(first, first + oracle_test.BATCH), mesh)
-    compiled = jax.jit(run).lower(*shapes(oracle_test.ARGUMENTS, shardings)).compile()
+    shardings = tuple(NamedSharding(mesh, spec) for spec in random_programs.SPECS)
+    run = random_programs.batch(range(first, first + random_programs.BATCH), mesh)
+    compiled = jax.jit(run).lower(*shapes(random_programs.ARGUMENTS, shardings)).compile()
     fired = [site["fired"] for site in all_reduces(compiled)]
-    assert sum(fired) > oracle_test.BATCH // 2
+    assert sum(fired) > random_programs.BATCH // 2

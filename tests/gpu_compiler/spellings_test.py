@@ -5,9 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from gpu_modules import PROGRAMS, Program, compile_program
-
-pytest_plugins = ["gpu_compiler"]
+from gpu_compiler.spellings import PROGRAMS, Program, compile_program
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random all-reduces with epilogues, many times each; for soak_test.py and gpu.py.
+"""Random all-reduces with epilogues, many times each; for soak_test.py and gpu/run.py.
 
-  python soak_worker.py SECONDS REPLAYS
+  python workers/soak.py SECONDS REPLAYS
 
 Every result is compared on the device with what XLA makes of the same epilogue behind a sum that
 needs no other rank, since all ranks know what each of them adds. Numbers are small integers, so

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process that uses Oneshot as servers do; for concurrency_test.py and gpu.py.
+"""One process that uses Oneshot as servers do; for concurrency_test.py and gpu/run.py.
 
-  python concurrency_worker.py threads|ahead|meshes OUT
-  python concurrency_worker.py cycles OUT COUNT
+  python workers/concurrency.py threads|ahead|meshes OUT
+  python workers/concurrency.py cycles OUT COUNT
 
 Runs on all devices that there are, of any kind, and does the same without Oneshot and with it, when
 each sum of floats has to be fused. All numbers are small integers, so that sums are exact in

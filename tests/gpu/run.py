@@ -5,7 +5,7 @@ Needs `oneshot` on the path and the built binaries of cuda/. Writes what it runs
 prints, to a file, and exits with 0 if all of it passed. On one GPU, ranks are processes that share
 it (process_group.py): all but the benchmarks runs, and no time says anything about NVLink.
 
-  python tests/gpu.py --kernels bazel-bin/cuda [--only PART...]
+  python tests/gpu/run.py --kernels bazel-bin/cuda [--only PART...]
 """
 
 import argparse
@@ -25,12 +25,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import process_group
 from oneshot import bench as bench_lib
 from oneshot import libraries
 
-MODELS = Path(__file__).parent / "models"
-EXAMPLES = MODELS.parent.parent / "docs" / "examples"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import process_group
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+MODELS = TESTS / "models"
+EXAMPLES = ROOT / "docs" / "examples"
 
 # Those of the benchmark, but Oneshot says what it does.
 ARMS = bench_lib.ARMS | {"oneshot": bench_lib.ARMS["oneshot"] | {"ONESHOT_LOG": "info"}}
@@ -76,7 +80,7 @@ class Log:
         """Writes what is about to run."""
         shown = " ".join([*(f"{k}={v!r}" for k, v in environ.items()), *command])
         # What anybody could run, not where this machine keeps it.
-        shown = shown.replace(sys.executable, "python").replace(f"{MODELS.parent.parent}/", "")
+        shown = shown.replace(sys.executable, "python").replace(f"{ROOT}/", "")
         self.write(f"$ {shown}{where}")
 
     def run(self, command: list[str], environ: dict[str, str] | None = None) -> tuple[int, str]:
@@ -178,7 +182,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> bool:
 
 def worker(name: str) -> str:
     """Where a program of several processes is."""
-    return str(MODELS.parent / f"{name}_worker.py")
+    return str(TESTS / "workers" / f"{name}.py")
 
 
 def group(
@@ -209,7 +213,7 @@ def llama(log: Log, what: str, environ: dict[str, str], *arguments: str) -> list
 
 
 def layers(log: Log, what: str, layout: process_group.Layout, **environ: str) -> None:
-    """The tensor-parallel layers of multiprocess_worker.py: fused, right, the same on all ranks."""
+    """The layers of workers/multiprocess.py: fused, right, the same on all ranks."""
     command = [worker("multiprocess")]
     ends = group(log, what, command, layout, ARMS["oneshot"] | environ)
     fused = all("3 of 3 all-reduces fused" in end and "right" in end for end in ends)
@@ -257,7 +261,7 @@ def processes(log: Log) -> None:
 
 
 def as_stock(log: Log, part: str, layout: process_group.Layout) -> None:
-    """A part of concurrency_worker.py, which has to compute the same bits with Oneshot."""
+    """A part of workers/concurrency.py, which has to compute the same bits with Oneshot."""
     what = f"{part}, {sum(map(len, layout))} ranks in {len(layout)} processes"
     found: list[list[dict[str, np.ndarray]]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -302,7 +306,7 @@ def programs(log: Log) -> None:
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for arm in ("stock", "oneshot"):
-            command = [worker("programs"), f"{scratch}/{arm}"]
+            command = [worker("spellings"), f"{scratch}/{arm}"]
             if not group(log, f"programs, {arm}", command, layout, ARMS[arm] | UNTUNED):
                 return
             found[arm] = arrays_of(f"{scratch}/{arm}", len(layout))
@@ -518,7 +522,7 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
     from oneshot.bench import timeline
 
     environ = {"ONESHOT": "1", "ONESHOT_DUMP_TO": f"{scratch}/dump"} | xla_flags(flags)
-    program = [str(MODELS.parent / "profiled.py"), f"{scratch}/trace", f"{EXAMPLES}/nnx_server.py"]
+    program = [str(TESTS / "profiled.py"), f"{scratch}/trace", f"{EXAMPLES}/nnx_server.py"]
     ends = unmodified(log, result.name, environ, *program)
     if not ends:
         return
@@ -570,6 +574,9 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=50, help="of compilation and deletion")
     arguments = parser.parse_args()
 
+    # For the workers, which share modules with the tests.
+    paths = [os.environ.get("PYTHONPATH", ""), str(TESTS)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     log = Log(arguments.out)
     commit = arguments.commit or subprocess.getoutput("git rev-parse HEAD")
     environment(log, commit)
