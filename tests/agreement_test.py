@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes agree whether they rewrite."""
+"""Processes agree whether they rewrite: all, or none."""
 
-import subprocess
-import sys
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import process_group
 import pytest
-from emulation import environment
+from jaxlib import _jax
 from oneshot import agreement
 
 
 class Coordinator:
     """JAX's coordination service, for votes that happen one after the other."""
 
-    def __init__(self, answers: dict[int, str]):
-        self.answers = {f"oneshot/{process}": answer for process, answer in answers.items()}
+    def __init__(self, votes: dict[int, str], decision: str | None = None):
+        self.values = {f"oneshot/vote/{process}": vote for process, vote in votes.items()}
+        if decision is not None:
+            self.values["oneshot/decision"] = decision
 
-    def key_value_set(self, key: str, value: str) -> None:
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
         """As in jaxlib."""
-        self.answers[key] = value
+        if key in self.values and not allow_overwrite:
+            raise RuntimeError("ALREADY_EXISTS")
+        self.values[key] = value
+
+    def key_value_try_get(self, key: str) -> str:
+        """As in jaxlib."""
+        if key not in self.values:
+            raise RuntimeError("NOT_FOUND")
+        return self.values[key]
 
     def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
         """As in jaxlib, but does not wait."""
         assert timeout_in_ms > 0
-        if key not in self.answers:
+        if key not in self.values:
             raise RuntimeError("DEADLINE_EXCEEDED")
-        return self.answers[key]
+        return self.values[key]
 
 
 @pytest.mark.parametrize(
@@ -34,40 +44,94 @@ class Coordinator:
     [
         ({1: "v1\n"}, None, None),
         ({1: "v1\nno peer access"}, None, "process 1: no peer access"),
-        ({1: "v1\n"}, "no driver", "no driver"),
-        ({1: "v2\n"}, None, "process 1 has another version, v2, than v1"),
+        ({1: "v1\n"}, "no driver", "process 0: no driver"),
+        ({}, "no driver", "process 0: no driver"),
+        ({1: "v2\n"}, None, "process 1 has another version, v2, than process 0, v1"),
         ({}, None, "process 1 has not said within 60 s that it is on (DEADLINE_EXCEEDED)"),
     ],
 )
 def test_vote(others: dict[int, str], mine: str | None, verdict: str | None) -> None:
-    assert agreement.vote(Coordinator(others), 0, 2, "v1", mine) == verdict
+    coordinator = Coordinator(others)
+    assert agreement.vote(coordinator, 0, 2, "v1", mine) == verdict
+    # Whoever comes later reads the same, though it can rewrite and sees that the others can.
+    coordinator.values |= {"oneshot/vote/0": "v1\n"}
+    assert agreement.vote(coordinator, 1, 2, "v1", None) == verdict
 
 
-def test_processes_vote_over_the_coordination_service(tmp_path: Path) -> None:
-    script = tmp_path / "vote.py"
-    script.write_text(
-        "import sys\n"
-        "import jax\n"
-        "from jax._src import distributed\n"
-        "from oneshot import agreement\n"
-        "rank, port = int(sys.argv[1]), sys.argv[2]\n"
-        "jax.distributed.initialize(f'localhost:{port}', 2, rank)\n"
-        "client = distributed.global_state.client\n"
-        "print(agreement.vote(client, rank, 2, 'v1', 'it rains' if rank else None))\n"
-    )
-    port = str(process_group.free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), port],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    with process_group.killed(processes):
-        for process, verdict in zip(processes, ["process 1: it rains", "it rains"], strict=True):
-            out, err = process.communicate(timeout=60)
-            assert process.returncode == 0, err
-            assert verdict in out.splitlines()
+@pytest.mark.parametrize(
+    ("decision", "mine", "verdict"),
+    [
+        ("v1\n", None, None),
+        ("v1\nprocess 1: it rains", None, "process 1: it rains"),
+        ("v1\n", "no driver", "process 0, unlike the others, which rewrite: no driver"),
+        (
+            "v0\n",
+            None,
+            "process 0, unlike the others, which rewrite: another version, v1, than v0",
+        ),
+    ],
+)
+def test_vote_after_the_decision(decision: str, mine: str | None, verdict: str | None) -> None:
+    # Process 1 has gone: nobody waits for it.
+    assert agreement.vote(Coordinator({}, decision), 0, 2, "v1", mine) == verdict
+
+
+def test_proposal_that_comes_second() -> None:
+    class Late(Coordinator):
+        """Others decide between this process's look and its proposal."""
+
+        def key_value_try_get(self, key: str) -> str:
+            self.values["oneshot/decision"] = "v1\nprocess 1 has not said"
+            raise RuntimeError("NOT_FOUND")
+
+    assert agreement.vote(Late({1: "v1\n"}), 0, 2, "v1", None) == "process 1 has not said"
+
+
+@pytest.fixture
+def clients() -> Iterator[list[_jax.DistributedRuntimeClient]]:
+    """Two clients of a service of JAX's own."""
+    port = process_group.free_port()
+    service = _jax.get_distributed_runtime_service(f"[::]:{port}", 2)
+    made = [_jax.get_distributed_runtime_client(f"localhost:{port}", i) for i in range(2)]
+    in_parallel(*[client.connect for client in made])
+    yield made
+    in_parallel(*[client.shutdown for client in made])
+    service.shutdown()
+
+
+def in_parallel(*functions: Callable[[], object]) -> None:
+    """Runs functions in threads, and waits for them."""
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("reason", "verdict"), [(None, None), ("it rains", "process 1: it rains")], ids=["on", "off"]
+)
+def test_service(
+    clients: list[_jax.DistributedRuntimeClient], reason: str | None, verdict: str | None
+) -> None:
+    verdicts: dict[int, str | None] = {}
+
+    def vote(process: int, mine: str | None) -> None:
+        verdicts[process] = agreement.vote(clients[process], process, 2, "v1", mine)
+
+    in_parallel(lambda: vote(0, None), lambda: vote(1, reason))
+    assert verdicts == {0: verdict, 1: verdict}
+    vote(1, None)  # started again under the same service
+    assert verdicts[1] == verdict
+
+
+def test_one_comes_when_the_other_has_stopped_waiting(
+    clients: list[_jax.DistributedRuntimeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "_VOTE_SECONDS", 1)
+    start = time.monotonic()
+    early = agreement.vote(clients[0], 0, 2, "v1", None)
+    assert time.monotonic() - start < 10
+    assert early is not None
+    assert early.startswith("process 1 has not said within 1 s that it is on")
+    assert agreement.vote(clients[1], 1, 2, "v1", None) == early
