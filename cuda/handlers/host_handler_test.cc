@@ -17,7 +17,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +27,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/handlers/ffi_test_attributes.h"
 #include "cuda/program/call_contract.h"
 #include "cuda/program/interpreter.h"
 #include "xla/ffi/api/c_api.h"
@@ -136,50 +136,6 @@ XLA_FFI_CallFrame MakeFrame(XLA_FFI_ExecutionStage stage,
   return frame;
 }
 
-// The attributes of a call frame. XLA has them sorted by name.
-class Attributes {
- public:
-  void Add(std::string_view name, int64_t value) {
-    numbers_.push_back({value});
-    scalars_.push_back({XLA_FFI_DataType_S64, numbers_.back().data()});
-    Add(name, XLA_FFI_AttrType_SCALAR, &scalars_.back());
-  }
-  void Add(std::string_view name, std::vector<int64_t> values) {
-    numbers_.push_back(std::move(values));
-    arrays_.push_back(
-        {XLA_FFI_DataType_S64, numbers_.back().size(), numbers_.back().data()});
-    Add(name, XLA_FFI_AttrType_ARRAY, &arrays_.back());
-  }
-  void Add(std::string_view name, std::string_view text) {
-    spans_.push_back({text.data(), text.size()});
-    Add(name, XLA_FFI_AttrType_STRING, &spans_.back());
-  }
-
-  void PutInto(XLA_FFI_CallFrame& frame) {
-    frame.attrs.size = static_cast<int64_t>(types_.size());
-    frame.attrs.types = types_.data();
-    frame.attrs.names = names_.data();
-    frame.attrs.attrs = values_.data();
-  }
-
- private:
-  void Add(std::string_view name, XLA_FFI_AttrType type, void* value) {
-    spans_.push_back({name.data(), name.size()});
-    names_.push_back(&spans_.back());
-    types_.push_back(type);
-    values_.push_back(value);
-  }
-
-  // Deques, because what is in them is pointed at.
-  std::deque<std::vector<int64_t>> numbers_;
-  std::deque<XLA_FFI_Scalar> scalars_;
-  std::deque<XLA_FFI_Array> arrays_;
-  std::deque<XLA_FFI_ByteSpan> spans_;
-  std::vector<XLA_FFI_AttrType> types_;
-  std::vector<XLA_FFI_ByteSpan*> names_;
-  std::vector<void*> values_;
-};
-
 // The future of one rank's call. Whoever lets go of it waits for it first:
 // until then the call uses the memory of its operands and results.
 class Pending {
@@ -247,20 +203,20 @@ class Executable {
         ids.push_back(shape.DeviceAt(group, position));
       }
     }
-    Attributes attributes;
-    attributes.Add("abi", kAbiVersion);
-    attributes.Add("group_mode", "flattened_id");
-    attributes.Add("group_size", shape.ranks);
-    attributes.Add("hidden", shape.hidden);
-    attributes.Add("num_partitions", shape.devices());
-    attributes.Add("program", program);
-    attributes.Add("replica_groups", ids);
-    attributes.Add("rows", shape.rows);
-    attributes.Add("site", "test/psum");
+    TestAttributes attributes;
+    attributes.Set("abi", kAbiVersion);
+    attributes.Set("group_mode", "flattened_id");
+    attributes.Set("group_size", shape.ranks);
+    attributes.Set("hidden", shape.hidden);
+    attributes.Set("num_partitions", shape.devices());
+    attributes.Set("program", program);
+    attributes.Set("replica_groups", ids);
+    attributes.Set("rows", shape.rows);
+    attributes.Set("site", "test/psum");
     XLA_FFI_InvokeContext context = {&state_, 0};
     XLA_FFI_CallFrame frame =
         MakeFrame(XLA_FFI_ExecutionStage_INSTANTIATE, &context);
-    attributes.PutInto(frame);
+    frame.attrs = attributes.Encode();
     EXPECT_EQ(OneshotHostInstantiate(&frame), nullptr);
   }
   ~Executable() { delete_state(state_); }
