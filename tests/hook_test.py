@@ -77,8 +77,17 @@ def test_refused_environment_stays_stock_and_says_why(
             "from jax._src import xla_bridge; del xla_bridge.register_plugin_callbacks",
             "another interface",
         ),
+        (
+            "import jaxlib; jaxlib.__version__ = '0.11.0'",
+            "jaxlib 0.11.0 is too old: 0.11.2 or later",
+        ),
+        (
+            "from oneshot import hook; from jaxlib import _jax\n"
+            "hook._bundle = lambda *_: {'execute': _jax.get_pjrt_plugin}",
+            "does not take the handlers of Oneshot",
+        ),
     ],
-    ids=["xla", "library", "jax"],
+    ids=["xla", "library", "jax", "old", "ffi"],
 )
 def test_something_is_missing(breakage: str, reason: str) -> None:
     done = run_code(

@@ -24,7 +24,7 @@ NOTE = "note"
 PROBLEM = "PROBLEM"
 """Keeps Oneshot off."""
 
-_OLDEST_JAX = (0, 11, 2)
+_OLDEST_JAX = ".".join(map(str, hook.OLDEST_JAXLIB))
 _XLA_TRANSFORM_BYTES = 40  # size of the PJRT extension, version 1
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
@@ -121,9 +121,8 @@ def _jax() -> Iterator[Check]:
         version = _version(name)
         if version is None:
             yield Check(name, PROBLEM, "not installed", "pip install 'jax[cuda13]'")
-        elif tuple(map(int, re.findall(r"\d+", version)[:3])) < _OLDEST_JAX:
-            oldest = ".".join(map(str, _OLDEST_JAX))
-            advice = f"pip install --upgrade 'jax[cuda13]>={oldest}'"
+        elif hook.too_old(version):
+            advice = f"pip install --upgrade 'jax[cuda13]>={_OLDEST_JAX}'"
             yield Check(name, PROBLEM, f"{version} has no hook for passes", advice)
         else:
             yield Check(name, OK, version)
@@ -174,8 +173,7 @@ def _plugin(file: Path) -> Check:
     except (OSError, AttributeError) as error:
         return Check(name, PROBLEM, f"can't be opened: {error}", "reinstall 'jax[cuda13]'")
     text = f"PJRT {version}, {file}"
-    oldest = ".".join(map(str, _OLDEST_JAX))
-    advice = f"install the plugin of jax {oldest} or later"
+    advice = f"install the plugin of jax {_OLDEST_JAX} or later"
     if not size:
         return Check(name, PROBLEM, f"{text} has no XlaTransform extension", advice)
     text += f", takes passes (XlaTransform, {size} bytes)"

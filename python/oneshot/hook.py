@@ -9,6 +9,9 @@ off:
 * `jax._src.cache_key.custom_hook`: made for additions to the key of the persistent cache.
 * `jax._src.distributed.global_state`: whether there are several processes, and to reach them.
 * `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
+* `jaxlib._jax.register_custom_call_target`: the public `jax.ffi.register_ffi_target` keeps handlers
+  for CPU until JAX makes the backend. A jaxlib with another FFI would refuse them there, and JAX
+  could not start.
 """
 
 import contextlib
@@ -39,6 +42,10 @@ _PRE_SCHEDULER = 0
 
 _lock = threading.Lock()
 _enabled = False
+
+
+OLDEST_JAXLIB = (0, 11, 2)
+"""The first that lets a pass in."""
 
 
 class UnavailableError(RuntimeError):
@@ -87,6 +94,7 @@ def missing_names() -> str | None:
         ("jax._src.cache_key", "custom_hook"),
         ("jax._src.distributed", "global_state"),
         ("jaxlib._jax", "get_pjrt_plugin"),
+        ("jaxlib._jax", "register_custom_call_target"),
         ("jaxlib._xla", "register_xla_transform"),
     ):
         try:
@@ -96,8 +104,21 @@ def missing_names() -> str | None:
     return None
 
 
+def too_old(jaxlib_version: str) -> str | None:
+    """Returns what is to be said of a jaxlib that lets no pass in, or None."""
+    if tuple(map(int, re.findall(r"\d+", jaxlib_version)[:3])) >= OLDEST_JAXLIB:
+        return None
+    oldest = ".".join(map(str, OLDEST_JAXLIB))
+    return f"jaxlib {jaxlib_version} is too old: {oldest} or later is needed"
+
+
 def _register(config: config_lib.Config) -> None:
     import jax
+    import jaxlib
+
+    # Some of them have all names, but no hook, and another FFI.
+    if reason := too_old(jaxlib.__version__):
+        raise UnavailableError(reason)
     import jaxlib._jax
     import jaxlib._xla
     from jax._src import cache_key, xla_bridge
@@ -113,9 +134,14 @@ def _register(config: config_lib.Config) -> None:
     hook = native.Hook()
     hook.configure(xla_dir, config.dump_to, config.log_level)
 
-    _register_handlers(
-        jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"], platform="cpu"
-    )
+    bundle = _bundle(jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"])
+    try:
+        jaxlib._jax.register_custom_call_target(TARGET, bundle, "Host", 1, 0)
+    except (RuntimeError, TypeError) as error:
+        raise UnavailableError(
+            f"jaxlib {jaxlib.__version__} does not take the handlers of Oneshot {__version__}: "
+            f"{error}"
+        ) from error
     # A program that is compiled with the pass is another one than without it: also if, with the
     # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
     # the key is made when JAX asks for it.
@@ -171,13 +197,10 @@ def _transform(hook: native.Hook, module: bytes) -> bytes | None:
     return hook.transform("Host", module)
 
 
-def _register_handlers(
-    jax: Any, library: str, prefix: str, stages: list[str], *, platform: str, traits: int = 0
-) -> None:
-    """Registers the functions of a library that are called prefix + stage."""
+def _bundle(jax: Any, library: str, prefix: str, stages: list[str]) -> dict[str, Any]:
+    """Returns the functions of a library that are called prefix + stage, as JAX takes them."""
     functions = native.handlers(library, prefix, stages)
-    bundle = {stage: jax.ffi.pycapsule(function) for stage, function in functions.items()}
-    jax.ffi.register_ffi_target(TARGET, bundle, platform=platform, api_version=1, traits=traits)
+    return {stage: jax.ffi.pycapsule(function) for stage, function in functions.items()}
 
 
 def _is_cuda(jaxlib_jax: Any, c_api: Any) -> bool:
@@ -199,12 +222,13 @@ def _register_cuda(
         reason = agreement.vote(state.client, state.process_id, _processes(), version, reason)
     if reason:
         return reason
-    _register_handlers(
-        jax,
-        "liboneshot_cuda.so",
-        "OneshotGpu",
-        ["Instantiate", "Prepare", "Initialize", "Execute"],
+    # Not kept for later: the plugin is there.
+    stages = ["Instantiate", "Prepare", "Initialize", "Execute"]
+    jax.ffi.register_ffi_target(
+        TARGET,
+        _bundle(jax, "liboneshot_cuda.so", "OneshotGpu", stages),
         platform="CUDA",
+        api_version=1,
         traits=_COMMAND_BUFFER_COMPATIBLE,
     )
     native.Gpu().set_timeout(config.timeout)
