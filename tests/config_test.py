@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read from the environment."""
 
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,16 @@ from oneshot import config, libraries
 
 @pytest.mark.parametrize(
     ("value", "enabled"),
-    [("1", True), ("true", True), ("ON", True), ("0", False), ("False", False), ("", False)],
+    [("1", True), ("true", True), ("ON", True), ("0", False), ("False", False), ("", None)],
 )
-def test_switch(value: str, enabled: bool) -> None:
-    assert config.read({"ONESHOT": value}).enabled is enabled
+def test_switch(value: str, enabled: bool | None) -> None:
+    assert config.switch({"ONESHOT": value}) is enabled
+    assert config.switch({}) is None
+
+
+def test_bad_switch() -> None:
+    with pytest.raises(config.ConfigError, match=r"ONESHOT='2'.*1, true, on, 0, false, off"):
+        config.switch({"ONESHOT": "2"})
 
 
 def test_all_variables(tmp_path: Path) -> None:
@@ -27,7 +35,7 @@ def test_all_variables(tmp_path: Path) -> None:
             "ONESHOT_XLA_DIR": str(tmp_path),
             "ONESHOTGUN": "somebody else's",
         }
-    ) == config.Config(enabled=True, dump_to=dump, log_level=10, xla_dir=tmp_path)
+    ) == config.Config(dump_to=dump, log_level=10, xla_dir=tmp_path)
     assert dump.is_dir()
     assert config.read({}) == config.Config()
 
@@ -35,16 +43,45 @@ def test_all_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"ONESHOT": "2"}, "ONESHOT='2'.*1, true, on, 0, false, off"),
-        ({"ONESHOT_LOG": "all"}, "ONESHOT_LOG='all'.*debug, info, warning, error"),
         ({"ONESHOT_DUMP_TO": "/dev/null/x"}, "ONESHOT_DUMP_TO='/dev/null/x'"),
         ({"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2 and no libtensorflow_cc.so.2"),
-        ({"ONESHOT_A": "1", "ONESHOT_B": "1"}, "unknown variable ONESHOT_A, ONESHOT_B"),
     ],
 )
 def test_bad_environment(environ: dict[str, str], message: str) -> None:
     with pytest.raises(config.ConfigError, match=message):
         config.read(environ)
+
+
+@pytest.mark.parametrize(
+    ("environ", "warnings"),
+    [
+        (
+            {"ONESHOT_TIMEOUT": "1", "ONESHOT_LOGS": "1"},
+            ["ONESHOT_LOGS .*ONESHOT_LOG.*, ONESHOT_TIMEOUT .*ONESHOT_TIMEOUT_S"],
+        ),
+        ({"ONESHOT_LOG": "all"}, ["ONESHOT_LOG='all'.*debug, info, warning, error"]),
+        ({"ONESHOT_LOG": "all", "ONESHOT_X": ""}, ["ONESHOT_X", "ONESHOT_LOG"]),
+        (
+            # Of a service in Kubernetes that is called oneshot.
+            {
+                "ONESHOT_SERVICE_HOST": "10.0.0.1",
+                "ONESHOT_SERVICE_PORT": "80",
+                "ONESHOT_SERVICE_PORT_HTTP": "80",
+                "ONESHOT_PORT": "tcp://10.0.0.1:80",
+                "ONESHOT_PORT_80_TCP": "tcp://10.0.0.1:80",
+                "ONESHOT_PORT_80_TCP_ADDR": "10.0.0.1",
+            },
+            [],
+        ),
+        ({"ONESHOT_PORTS": "80"}, ["ONESHOT_PORTS"]),
+    ],
+)
+def test_warnings(environ: dict[str, str], warnings: list[str]) -> None:
+    found = config.read(environ)
+    assert found.log_level == logging.WARNING
+    assert len(found.warnings) == len(warnings)
+    for text, pattern in zip(found.warnings, warnings, strict=True):
+        assert re.search(pattern, text)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon"])

@@ -173,7 +173,7 @@ def test_wrong_xla(healthy: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "name", "text"),
     [
-        ("ONESHOT_DUMP", "x", "environment", "unknown variable ONESHOT_DUMP"),
+        ("ONESHOT_TIMEOUT_S", "soon", "environment", "ONESHOT_TIMEOUT_S='soon'"),
         (
             *("XLA_FLAGS", "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT"),
             *("XLA_FLAGS", "concurrent"),
@@ -188,6 +188,15 @@ def test_environment(
     assert find(checks, name).status == doctor.PROBLEM
     assert text in find(checks, name).text
     assert sum(check.status == doctor.PROBLEM for check in checks) == 1
+
+
+def test_unknown_variable_is_worth_a_note(healthy: pytest.MonkeyPatch) -> None:
+    healthy.setenv("ONESHOT_DUMP", "x")
+    check = find(doctor.examine(), "environment")
+    assert check.status == doctor.NOTE
+    assert check.lines == (
+        "unknown variables are ignored: ONESHOT_DUMP (nearest: ONESHOT_DUMP_TO)",
+    )
 
 
 def test_off_is_no_problem(healthy: pytest.MonkeyPatch) -> None:

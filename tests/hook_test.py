@@ -8,7 +8,7 @@ from pathlib import Path
 import process_group
 import pytest
 from emulation import XLA_FLAGS, environment
-from oneshot import config, hook, libraries
+from oneshot import hook, libraries
 from program import PROGRAM, SHOW, run, run_code
 
 # ---------------------------------------------------------------------------
@@ -50,13 +50,11 @@ def test_info_says_once_that_it_is_on_and_what_fired() -> None:
     ("variables", "names"),
     [
         ({"ONESHOT": "maybe"}, ["ONESHOT='maybe'", "true", "false"]),
-        ({"ONESHOT": "1", "ONESHOT_DUMP": "x"}, ["ONESHOT_DUMP;", *config.VARIABLES]),
-        ({"ONESHOT_DUMP": "x"}, ["ONESHOT_DUMP;", *config.VARIABLES]),
-        ({"ONESHOT": "1", "ONESHOT_LOG": "loud"}, ["ONESHOT_LOG='loud'", "debug", "error"]),
+        ({"ONESHOT": "1", "ONESHOT_TIMEOUT_S": "soon"}, ["ONESHOT_TIMEOUT_S='soon'"]),
         ({"ONESHOT": "1", "ONESHOT_DUMP_TO": "/dev/null/x"}, ["'/dev/null/x'"]),
         ({"ONESHOT": "1", "ONESHOT_XLA_DIR": "/"}, ["'/'", *libraries.XLA_LIBRARIES]),
     ],
-    ids=["value", "name", "name-and-off", "log", "dump", "xla"],
+    ids=["value", "timeout", "dump", "xla"],
 )
 def test_refused_environment_stays_stock_and_says_why(
     variables: dict[str, str], names: list[str]
@@ -66,6 +64,30 @@ def test_refused_environment_stays_stock_and_says_why(
     assert len(done.lines) == 1
     assert done.lines[0].startswith("off, all stays with stock XLA")
     assert all(name in done.err for name in names)
+
+
+@pytest.mark.parametrize(
+    ("variables", "warning"),
+    [
+        (
+            {"ONESHOT_DUMP": "x", "ONESHOT_PORT": "tcp://10.0.0.1:80"},
+            "unknown variables are ignored: ONESHOT_DUMP (nearest: ONESHOT_DUMP_TO)",
+        ),
+        (
+            {"ONESHOT_LOG": "loud"},
+            "ONESHOT_LOG='loud': must be one of debug, info, warning, error; taken for warning",
+        ),
+    ],
+    ids=["name", "log"],
+)
+def test_slips_cost_a_warning(variables: dict[str, str], warning: str) -> None:
+    done = run_code(SHOW, ONESHOT="1", **variables)
+    assert done.out == ["fused"]
+    assert done.lines == [warning]
+    for off in ({}, {"ONESHOT": "0"}):
+        done = run_code(SHOW, **off, **variables)
+        assert done.out == ["stock"]
+        assert not done.lines
 
 
 @pytest.mark.parametrize(
@@ -111,9 +133,36 @@ def test_enable_after_the_first_compilation() -> None:
         "for _ in range(3):\n"
         "    print(compiled(), oneshot.is_enabled())\n"
         "    oneshot.enable()\n",
-        ONESHOT="0",
     )
     assert done.out == ["stock False", "fused True", "fused True"]
+
+
+@pytest.mark.parametrize("value", ["0", "off"])
+def test_off_wins_over_enable(value: str) -> None:
+    done = run_code(
+        "import oneshot\n"
+        "for _ in range(3):\n"
+        "    oneshot.enable()\n"
+        "    print(compiled(), oneshot.is_enabled())\n",
+        ONESHOT=value,
+    )
+    assert done.out == ["stock False"] * 3
+    assert done.lines == [
+        f"off, all stays with stock XLA: ONESHOT={value} wins over oneshot.enable() and "
+        "`oneshot run`"
+    ]
+
+
+def test_is_enabled_is_about_the_default_backend() -> None:
+    done = run_code(
+        "import oneshot\n"
+        "from jax._src import distributed, xla_bridge\n"
+        "print(oneshot.is_enabled())\n"
+        "oneshot.enable(); print(oneshot.is_enabled(), xla_bridge.backends_are_initialized())\n"
+        "jax.devices(); print(oneshot.is_enabled())\n"
+        "distributed.global_state.num_processes = 2; print(oneshot.is_enabled())\n"
+    )
+    assert done.out == ["False", "True False", "True", "False"]
 
 
 def test_enable_compiles_a_function_again() -> None:
@@ -179,9 +228,9 @@ def test_enable_raises() -> None:
         "import oneshot, oneshot.config\n"
         "try: oneshot.enable()\n"
         "except oneshot.config.ConfigError as error: print(str(error).splitlines()[0])\n" + SHOW,
-        ONESHOT_LOG="loud",
+        ONESHOT_TIMEOUT_S="soon",
     )
-    assert done.out[0].startswith("ONESHOT_LOG='loud': must be one of debug, info")
+    assert done.out[0].startswith("ONESHOT_TIMEOUT_S='soon': must be a number of seconds")
     assert done.out[1:] == ["stock"]
 
 
@@ -284,10 +333,14 @@ def test_cuda_plugin(register: str, key: str, line: str) -> None:
         "hook._register_cuda = register\n"
         "oneshot.enable()\n"
         "callbacks[0](c_api=None)\n"
-        "print(cache_key.custom_hook())\n",
+        "print(cache_key.custom_hook())\n"
+        "class Gpu: platform = 'gpu'\n"
+        "jax.devices(); xla_bridge.get_backend = Gpu\n"
+        "print(oneshot.is_enabled())\n",
         ONESHOT_LOG="info",
     )
     assert done.out[0].endswith(key)
+    assert done.out[1] == str(key.endswith("cuda"))
     assert done.lines == ["on for cpu", line]
 
 

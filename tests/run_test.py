@@ -27,7 +27,7 @@ def test_run_script(script: Path, tmp_path: Path) -> None:
     link.symlink_to(script)
     for path in (script, link):
         # Options after the script are the script's.
-        done = run("-m", "oneshot", "run", path, "3", "-m", "--save", ONESHOT="0")
+        done = run("-m", "oneshot", "run", path, "3", "-m", "--save")
         assert done.code == 3, done.err
         assert done.out == [f"fused beside __main__ {path} 3 -m --save"]
 
@@ -39,12 +39,20 @@ def test_run_module(script: Path) -> None:
     assert done.out == [f"fused beside __main__ {script} 0 --save"]
 
 
+def test_off_wins(script: Path) -> None:
+    done = run("-m", "oneshot", "run", script, "0", ONESHOT="0")
+    assert done.code == 0, done.err
+    assert done.out == [f"stock beside __main__ {script} 0"]
+    assert len(done.lines) == 1
+    assert "ONESHOT=0 wins over" in done.lines[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
         (["run"], {}, "a script is required"),
         (["run", "missing.py"], {}, "no such file: missing.py"),
-        (["run", "x.py"], {"ONESHOT_DUMP": "x"}, "unknown variable ONESHOT_DUMP"),
+        (["run", "x.py"], {"ONESHOT": "maybe"}, "ONESHOT='maybe': must be one of"),
         (["run", "x.py"], {"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2"),
         (["jog", "x.py"], {}, "invalid choice"),
     ],

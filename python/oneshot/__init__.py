@@ -16,19 +16,27 @@ if TYPE_CHECKING:
 def enable() -> None:
     """Rewrites programs that are compiled from now on, as ONESHOT=1 does.
 
-    Other ONESHOT_* variables are read as usual. Programs that JAX has compiled before are compiled
-    again when they are next called.
+    Where ONESHOT=0 is set, it says so and does nothing. Other variables are read as usual. Programs
+    that JAX has compiled before are compiled again when they are next called.
 
     Raises:
-      oneshot.config.ConfigError: an ONESHOT_* variable is unknown or has a bad value.
+      oneshot.config.ConfigError: an ONESHOT_* variable has a bad value.
       oneshot.hook.UnavailableError: something that Oneshot needs is missing.
     """
+    import logging
+    import os
+
     import jax
 
-    from oneshot import config, hook
+    from oneshot import config, hook, log
 
-    if not hook.is_enabled():
-        hook.enable(config.read())
+    if config.switch() is False:
+        log.show(logging.WARNING)
+        log.warn_once(
+            f"off, all stays with stock XLA: ONESHOT={os.environ['ONESHOT']} wins over "
+            "oneshot.enable() and `oneshot run`"
+        )
+    elif hook.enable(config.read()):
         jax.clear_caches()
 
 
@@ -46,7 +54,10 @@ def explain(jitted: Any, *args: Any, **kwargs: Any) -> "Explanation":
 
 
 def is_enabled() -> bool:
-    """Returns whether programs that are compiled from now on are rewritten."""
+    """Returns whether programs for JAX's default backend are rewritten from now on.
+
+    Until JAX has made its backends, that one of them lacks something is not known.
+    """
     from oneshot import hook
 
     return hook.is_enabled()

@@ -20,8 +20,9 @@ def _fail(error: object) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    os.environ["ONESHOT"] = "1"
     try:
+        if config.switch() is None:
+            os.environ["ONESHOT"] = "1"  # for processes that the program starts, too
         oneshot.enable()
     except (config.ConfigError, hook.UnavailableError) as error:
         return _fail(error)

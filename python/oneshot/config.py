@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every environment variable that Oneshot reads, and nothing else reads one."""
 
+import difflib
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from oneshot.libraries import XLA_LIBRARIES
 
-_SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
+_SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": None}
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+# What Kubernetes sets in the pods of a namespace with a service that is called oneshot.
+_KUBERNETES = re.compile(r"ONESHOT_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 
 VARIABLES = {
     "ONESHOT": "1 (or true, on) to rewrite; 0 (or false, off, or unset) for stock XLA",
@@ -29,29 +34,29 @@ VARIABLES = {
 
 
 class ConfigError(ValueError):
-    """A variable that does not exist, or a value that makes no sense."""
+    """A variable has a value that makes no sense."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the environment asks for.
+    """What the environment asks for, once Oneshot is on.
 
     Attributes:
-      enabled: whether to rewrite at all.
       dump_to: where HLO and reports go; None for no dump.
       log_level: a level of the `logging` module.
       timeout: how long a GPU waits for another before the run fails, in seconds.
       xla_dir: where XLA's libraries are said to be; None to look for them.
+      warnings: what is wrong and does not matter enough to stay off.
     """
 
-    enabled: bool = False
     dump_to: Path | None = None
     log_level: int = logging.WARNING
     timeout: float = 30.0
     xla_dir: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def _choice(name: str, value: str, choices: Mapping[str, object]) -> object:
+def _choice[T](name: str, value: str, choices: Mapping[str, T]) -> T:
     try:
         return choices[value.strip().lower()]
     except KeyError:
@@ -69,8 +74,17 @@ def _seconds(name: str, value: str) -> float:
     return seconds
 
 
+def switch(environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Returns what ONESHOT says: on, off, or nothing.
+
+    Raises:
+      ConfigError: it says something else.
+    """
+    return _choice("ONESHOT", environ.get("ONESHOT", ""), _SWITCH)
+
+
 def read(environ: Mapping[str, str] = os.environ) -> Config:
-    """Reads the configuration.
+    """Reads all but ONESHOT itself.
 
     Args:
       environ: name and value of each variable.
@@ -79,16 +93,14 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
       The configuration that they describe.
 
     Raises:
-      ConfigError: a variable that starts with ONESHOT_ is unknown, or has a bad value. The message
-        lists what is valid.
+      ConfigError: a variable that decides what is computed, where or for how long has a bad value.
     """
-    unknown = sorted(
-        name for name in environ if name.startswith("ONESHOT_") and name not in VARIABLES
-    )
-    if unknown:
-        valid = "\n".join(f"  {name}: {meaning}" for name, meaning in VARIABLES.items())
-        raise ConfigError(f"unknown variable {', '.join(unknown)}; valid are:\n{valid}")
-
+    warnings = _unknown(environ)
+    log_level = logging.WARNING
+    try:
+        log_level = _choice("ONESHOT_LOG", environ.get("ONESHOT_LOG") or "warning", _LEVELS)
+    except ConfigError as error:
+        warnings.append(f"{error}; taken for warning")
     dump_to = environ.get("ONESHOT_DUMP_TO")
     if dump_to:
         try:
@@ -103,11 +115,19 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
         if missing:
             raise ConfigError(f"ONESHOT_XLA_DIR={xla_dir!r}: no {' and no '.join(missing)} there")
     return Config(
-        enabled=bool(_choice("ONESHOT", environ.get("ONESHOT", ""), _SWITCH)),
         dump_to=Path(dump_to).absolute() if dump_to else None,
-        log_level=int(
-            str(_choice("ONESHOT_LOG", environ.get("ONESHOT_LOG") or "warning", _LEVELS))
-        ),
+        log_level=log_level,
         timeout=_seconds("ONESHOT_TIMEOUT_S", environ.get("ONESHOT_TIMEOUT_S") or "30"),
         xla_dir=Path(xla_dir).absolute() if xla_dir else None,
+        warnings=tuple(warnings),
     )
+
+
+def _unknown(environ: Mapping[str, str]) -> list[str]:
+    """Returns a warning about variables that Oneshot does not know, if there are any."""
+    guesses = [
+        f"{name} (nearest: {difflib.get_close_matches(name, VARIABLES, 1, 0)[0]})"
+        for name in sorted(environ)
+        if name.startswith("ONESHOT_") and name not in VARIABLES and not _KUBERNETES.fullmatch(name)
+    ]
+    return [f"unknown variables are ignored: {', '.join(guesses)}"] if guesses else []

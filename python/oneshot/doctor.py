@@ -295,13 +295,16 @@ def _environment() -> Iterator[Check]:
     variables = {k: v for k, v in sorted(os.environ.items()) if k.startswith("ONESHOT")}
     text = " ".join(f"{k}={v}" for k, v in variables.items()) or "no ONESHOT variables"
     try:
-        enabled = config_lib.read().enabled
+        enabled = config_lib.switch()
+        warnings = config_lib.read().warnings
     except config_lib.ConfigError as error:
         first, *rest = str(error).splitlines()
         yield Check("environment", PROBLEM, first, lines=tuple(rest))
         return
     status, advice = (OK, "") if enabled else (NOTE, "ONESHOT=1 switches it on")
-    yield Check("environment", status, text, advice, data=variables)
+    if warnings:
+        status = NOTE
+    yield Check("environment", status, text, advice, warnings, variables)
     flags = os.environ.get("XLA_FLAGS", "")
     if concurrent := hook.concurrent_flag(flags):
         advice = f"remove {concurrent}"

@@ -6,6 +6,7 @@ off:
 
 * `jax._src.xla_bridge.register_plugin_callbacks`: to see a plugin before its client is created;
   the public `jax.extend.xla` would create the backends.
+* `jax._src.xla_bridge.backends_are_initialized`: to ask for the backend only when there is one.
 * `jax._src.cache_key.custom_hook`: made for additions to the key of the persistent cache.
 * `jax._src.distributed.global_state`: whether there are several processes, and to reach them.
 * `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
@@ -42,6 +43,9 @@ _PRE_SCHEDULER = 0
 
 _lock = threading.Lock()
 _enabled = False
+# What is on, of "cpu" and "cuda". For which platforms there is what it takes, is known only when
+# JAX makes its backends.
+_platforms: list[str] = []
 
 
 OLDEST_JAXLIB = (0, 11, 2)
@@ -53,15 +57,30 @@ class UnavailableError(RuntimeError):
 
 
 def is_enabled() -> bool:
-    """Returns whether programs that are compiled from now on are rewritten."""
-    return _enabled
+    """Returns whether programs for JAX's default backend are rewritten from now on.
+
+    Until JAX has made its backends, that one of them lacks something is not known.
+    """
+    if not _enabled:
+        return False
+    from jax._src import xla_bridge
+
+    if not xla_bridge.backends_are_initialized():
+        return True
+    platform = xla_bridge.get_backend().platform
+    if platform == "cpu":
+        return _processes() == 1
+    return {"gpu": "cuda"}.get(platform, platform) in _platforms
 
 
-def enable(config: config_lib.Config) -> None:
+def enable(config: config_lib.Config) -> bool:
     """Registers the pass and the handlers with JAX; does nothing the second time.
 
     Args:
-      config: where things are and what to write; `config.enabled` is not looked at.
+      config: where things are and what to write.
+
+    Returns:
+      Whether this was the first time.
 
     Raises:
       UnavailableError: something that Oneshot needs is missing, or JAX is too old or too new.
@@ -69,8 +88,10 @@ def enable(config: config_lib.Config) -> None:
     global _enabled
     with _lock:
         if _enabled:
-            return
+            return False
         log.show(config.log_level)
+        for warning in config.warnings:
+            logger.warning(warning)
         try:
             _register(config)
         except OSError as error:
@@ -83,6 +104,7 @@ def enable(config: config_lib.Config) -> None:
                 f"Oneshot {__version__} knows: {error}"
             ) from error
         _enabled = True
+        return True
 
 
 def missing_names() -> str | None:
@@ -91,6 +113,7 @@ def missing_names() -> str | None:
 
     for module, name in (
         ("jax._src.xla_bridge", "register_plugin_callbacks"),
+        ("jax._src.xla_bridge", "backends_are_initialized"),
         ("jax._src.cache_key", "custom_hook"),
         ("jax._src.distributed", "global_state"),
         ("jaxlib._jax", "get_pjrt_plugin"),
@@ -145,10 +168,10 @@ def _register(config: config_lib.Config) -> None:
     # A program that is compiled with the pass is another one than without it: also if, with the
     # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
     # the key is made when JAX asks for it.
-    platforms = ["cpu"]
+    _platforms[:] = ["cpu"]
     suffix = f"oneshot/{__version__}/{libraries.fingerprint(xla_dir)}"
     cache_key.custom_hook = lambda: "/".join(
-        [previous_key(), suffix, str(_processes()), *platforms]
+        [previous_key(), suffix, str(_processes()), *_platforms]
     )
 
     register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook))
@@ -163,7 +186,7 @@ def _register(config: config_lib.Config) -> None:
         except Exception as error:
             reason = str(error)
         if reason is None:
-            platforms.append("cuda")
+            _platforms.append("cuda")
             logger.info("on for cuda")
         else:
             logger.warning("off for cuda, it stays with stock XLA: %s", reason)
@@ -182,17 +205,12 @@ def paused() -> Iterator[None]:
         hook.pause(False)
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
-
-
 def _transform(hook: native.Hook, module: bytes) -> bytes | None:
     """Runs the pass on a serialized module for CPU."""
     # The handler lets ranks meet in memory: those of another process would never come. Asked here,
     # as jax.distributed may be initialized after Oneshot.
     if _processes() > 1:
-        _warn_once("off for cpu, it stays with stock XLA: more than one process")
+        log.warn_once("off for cpu, it stays with stock XLA: more than one process")
         return None
     return hook.transform("Host", module)
 

@@ -7,17 +7,16 @@ def initialize() -> None:
     import logging
     import os
 
-    if not any(name.startswith("ONESHOT") for name in os.environ):
+    if not os.environ.get("ONESHOT"):
         return
     from oneshot import config as config_lib
     from oneshot import log
 
     try:
-        config = config_lib.read()
-        if config.enabled:
+        if config_lib.switch():
             from oneshot import hook
 
-            hook.enable(config)
+            hook.enable(config_lib.read())
     except Exception as error:
         log.show(logging.WARNING)
         log.logger.error("off, all stays with stock XLA: %s", error)
