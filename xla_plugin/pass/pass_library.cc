@@ -32,6 +32,7 @@
 #include "xla_plugin/pass/all_reduce_epilogue_fusion.h"
 #include "xla_plugin/pass/all_reduce_reassociation.h"
 #include "xla_plugin/pass/report.h"
+#include "xla_plugin/pass/unshard_slices.h"
 
 namespace oneshot {
 namespace {
@@ -141,7 +142,9 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
   const MayAbsorb may_absorb = [&](const xla::HloInstruction* hlo) {
     return decoded->Understands(hlo);
   };
-  // By itself it is no reason to hand back another module.
+  // By themselves they are no reason to hand back another module.
+  UnshardSlices unshard_slices(/*has_layouts=*/platform == "Host", may_absorb);
+  TF_RETURN_IF_ERROR(unshard_slices.Run(module).status());
   AllReduceReassociation reassociation(may_absorb);
   TF_RETURN_IF_ERROR(reassociation.Run(module).status());
   AllReduceEpilogueFusion pass(platform == "Host"
