@@ -1,58 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Workspaces of ranks that are threads of one process.
-#include <condition_variable>
-#include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cuda/device_tests/test_support.h"
-#include "cuda/runtime/bootstrap.h"
+#include "cuda/runtime/thread_bootstrap.h"
 #include "cuda/runtime/workspace.h"
 
 namespace oneshot {
 namespace {
-
-class ThreadBootstrap : public Bootstrap {
- public:
-  struct Room {
-    explicit Room(int size) : size(size) {}
-    const int size;
-    std::mutex mutex;
-    std::condition_variable changed;
-    std::vector<uint8_t> data;
-    int arrived = 0;
-    int left = 0;
-  };
-
-  ThreadBootstrap(Room& room, int rank) : room_(room), rank_(rank) {}
-
-  int rank() const override { return rank_; }
-  int size() const override { return room_.size; }
-  bool AllGather(const void* mine, size_t bytes, void* all,
-                 std::string*) override {
-    std::unique_lock<std::mutex> lock(room_.mutex);
-    room_.changed.wait(lock, [&] { return room_.left == 0; });
-    room_.data.resize(room_.size * bytes);
-    std::memcpy(room_.data.data() + rank_ * bytes, mine, bytes);
-    ++room_.arrived;
-    room_.changed.notify_all();
-    room_.changed.wait(lock, [&] { return room_.arrived == room_.size; });
-    std::memcpy(all, room_.data.data(), room_.data.size());
-    if (++room_.left == room_.size) room_.arrived = room_.left = 0;
-    room_.changed.notify_all();
-    return true;
-  }
-
- private:
-  Room& room_;
-  const int rank_;
-};
 
 struct Created {
   std::unique_ptr<Workspace> workspace;
@@ -67,8 +27,8 @@ std::vector<Created> CreateOnThreads(const std::vector<int>& devices) {
   for (int r = 0; r < ranks; ++r) {
     threads.emplace_back([&, r] {
       ThreadBootstrap bootstrap(room, r);
-      created[r].workspace =
-          CreateWorkspace(bootstrap, devices[r], &created[r].error);
+      created[r].workspace = CreateWorkspace(
+          bootstrap, devices[r], /*objection=*/"", &created[r].error);
     });
   }
   for (std::thread& thread : threads) thread.join();

@@ -71,10 +71,28 @@ struct GpuCall {
 };
 
 const Kernel* KernelOf(const CallAttributes& attributes, bool aligned,
-                       const Workspace& workspace, std::string* error) {
+                       const DeviceTraits& device, std::string* error) {
   return FindOrCompileKernel(attributes.program, attributes.rows,
                              attributes.hidden, attributes.ranks(), aligned,
-                             workspace.device, error);
+                             device, error);
+}
+
+// The kernel, put onto the device. Null with the reason in `error`. XLA aligns
+// its buffers by far more than a packet; Execute looks again.
+const Kernel* LoadedKernelOf(const CallAttributes& attributes, int device,
+                             std::string* error) {
+  DeviceTraits traits;
+  if (!QueryDevice(device, &traits, error)) return nullptr;
+  const Kernel* kernel = KernelOf(attributes, /*aligned=*/true, traits, error);
+  if (kernel == nullptr) return nullptr;
+  const DeviceGuard guard(device);
+  cudaError_t status = guard.status();
+  if (status == cudaSuccess) status = LoadKernel(*kernel);
+  if (status != cudaSuccess) {
+    *error = "loading the kernel: " + TakeCudaError(status);
+    return nullptr;
+  }
+  return kernel;
 }
 
 // The same number for the same replica groups.
@@ -136,29 +154,25 @@ ffi::Error Initialize(GpuCall* call, ffi::RunId run, int32_t device,
   if (on_device.communicator.load(std::memory_order_acquire) == communicator) {
     return ffi::Error::Success();
   }
+  // The kernel comes first: where the ranks have yet to agree on a workspace, a
+  // rank without a kernel can then tell the others, instead of leaving them to
+  // wait for it in theirs.
+  const CallAttributes& attributes = call->attributes;
+  std::string objection;
+  const Kernel* kernel = LoadedKernelOf(attributes, device, &objection);
   std::string error;
   const Workspace* workspace = FindOrCreateWorkspace(
-      communicator, device, call->attributes.groups, &error);
+      communicator, device, attributes.groups, objection, &error);
   if (workspace == nullptr) {
     return call->Failure("cannot set up peer memory: " + error);
   }
-  const CallAttributes& attributes = call->attributes;
+  if (kernel == nullptr) return call->Failure(objection);
   if (workspace->view.ranks != attributes.ranks()) {
     return call->Failure(
         "the communicator has " + std::to_string(workspace->view.ranks) +
         " ranks, the group " + std::to_string(attributes.ranks()));
   }
   on_device.workspace.store(workspace, std::memory_order_release);
-  // XLA aligns its buffers by far more than a packet; Execute looks again.
-  const Kernel* kernel =
-      KernelOf(attributes, /*aligned=*/true, *workspace, &error);
-  if (kernel == nullptr) return call->Failure(error);
-  const DeviceGuard guard(device);
-  cudaError_t status = guard.status();
-  if (status == cudaSuccess) status = LoadKernel(*kernel);
-  if (status != cudaSuccess) {
-    return call->Failure("loading the kernel: " + TakeCudaError(status));
-  }
   on_device.kernel.store(kernel, std::memory_order_release);
   on_device.communicator.store(communicator, std::memory_order_release);
   return ffi::Error::Success();
@@ -181,7 +195,8 @@ ffi::Error Execute(GpuCall* call, int32_t device, cudaStream_t stream,
   }
   if (kernel->wide && !IsAligned(bound->buffers)) {
     std::string error;
-    kernel = KernelOf(call->attributes, /*aligned=*/false, *workspace, &error);
+    kernel = KernelOf(call->attributes, /*aligned=*/false, workspace->device,
+                      &error);
     if (kernel == nullptr) return call->Failure(error);
   }
   const DeviceGuard guard(device);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/handlers/nccl_bootstrap.h"
 
+#include <chrono>
 #include <thread>
 
 #include "cuda/kernel/dynamic_library.h"
 #include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/fault.h"
 
 namespace oneshot {
 
@@ -29,6 +31,9 @@ constexpr char kExchange[] = "exchange between the ranks";
 
 // For what all ranks say together.
 constexpr size_t kStagingBytes = 64 << 10;
+
+// Between two looks at an exchange that goes on.
+constexpr auto kInterval = std::chrono::microseconds(50);
 
 const NcclApi* LoadedNccl(std::string* error) {
   static const NcclApi* const api = []() -> const NcclApi* {
@@ -80,6 +85,12 @@ NcclBootstrap::~NcclBootstrap() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
+void NcclBootstrap::Abandon() {
+  // CUDA would not free memory before the device has done its work.
+  staging_ = nullptr;
+  stream_ = nullptr;
+}
+
 bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
                               std::string* error) {
   const auto check = [&](cudaError_t status) {
@@ -96,17 +107,40 @@ bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
   char* gathered = static_cast<char*>(staging_) + bytes;
   int status = nccl_.all_gather(staging_, gathered, bytes, kNcclInt8,
                                 communicator_, stream_);
+  const auto start = std::chrono::steady_clock::now();
+  const auto is_late = [&] {
+    std::this_thread::sleep_for(kInterval);
+    if (std::chrono::steady_clock::now() - start <=
+        std::chrono::nanoseconds(TimeoutNs())) {
+      return false;
+    }
+    Abandon();
+    *error = std::string(kExchange) +
+             ": a rank has not come within ONESHOT_TIMEOUT_S";
+    return true;
+  };
   // A non-blocking communicator, which XLA may have made, answers later.
   while (status == kNcclInProgress) {
-    std::this_thread::yield();
+    if (is_late()) return false;
     const int query = nccl_.async_error(communicator_, &status);
     if (query != kNcclSuccess) status = query;
   }
   if (status != kNcclSuccess) {
+    Abandon();
     *error = std::string("NCCL: ") + nccl_.error_string(status);
     return false;
   }
-  return check(cudaMemcpyAsync(all, gathered, size_ * bytes,
+  // The stream is asked, not waited for, and before the copy to the host: that
+  // is to memory that is not pinned, so the call waits for everything before
+  // it, without a limit.
+  cudaError_t arrived = cudaStreamQuery(stream_);
+  while (arrived == cudaErrorNotReady) {
+    cudaGetLastError();  // no error, but CUDA keeps it as one
+    if (is_late()) return false;
+    arrived = cudaStreamQuery(stream_);
+  }
+  return check(arrived) &&
+         check(cudaMemcpyAsync(all, gathered, size_ * bytes,
                                cudaMemcpyDeviceToHost, stream_)) &&
          check(cudaStreamSynchronize(stream_));
 }

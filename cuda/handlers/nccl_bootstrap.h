@@ -20,7 +20,8 @@ struct NcclApi;
 
 class NcclBootstrap : public Bootstrap {
  public:
-  // For the current device. `communicator` is XLA's ncclComm_t, not owned. Null
+  // For the current device, which has to be current in all other calls, too.
+  // `communicator` is XLA's ncclComm_t, not owned. Null
   // with a reason in `error`.
   static std::unique_ptr<NcclBootstrap> Create(void* communicator,
                                                std::string* error);
@@ -28,12 +29,18 @@ class NcclBootstrap : public Bootstrap {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  // Waits for the peers as long as a kernel would (TimeoutNs). The limit does
+  // not hold inside of NCCL's own calls, which may wait for peers when they
+  // first use a communicator that is blocking.
   bool AllGather(const void* mine, size_t bytes, void* all,
                  std::string* error) override;
 
  private:
   NcclBootstrap(const NcclApi& nccl, void* communicator)
       : nccl_(nccl), communicator_(communicator) {}
+
+  // Leaves stream and memory to an exchange that may never end.
+  void Abandon();
 
   const NcclApi& nccl_;
   void* communicator_;

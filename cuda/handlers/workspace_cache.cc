@@ -28,7 +28,8 @@ Cache& GlobalCache() {
 
 const Workspace* FindOrCreateWorkspace(
     void* communicator, int device,
-    const std::vector<std::vector<int64_t>>& groups, std::string* error) {
+    const std::vector<std::vector<int64_t>>& groups,
+    const std::string& objection, std::string* error) {
   Cache& cache = GlobalCache();
   const Key key(communicator, device, groups);
   {
@@ -44,7 +45,7 @@ const Workspace* FindOrCreateWorkspace(
       NcclBootstrap::Create(communicator, error);
   if (bootstrap == nullptr) return nullptr;
   std::unique_ptr<Workspace> workspace =
-      CreateWorkspace(*bootstrap, device, error);
+      CreateWorkspace(*bootstrap, device, objection, error);
   if (workspace == nullptr) return nullptr;
   const std::lock_guard<std::mutex> lock(cache.mutex);
   return cache.workspaces.emplace(key, std::move(workspace))

@@ -17,11 +17,14 @@ namespace oneshot {
 // that share a communicator share the workspace: XLA lets only one of them at a
 // time hold it, and runs our kernels on one stream per device.
 //
+// `objection` is as for CreateWorkspace, and matters to the first call alone.
+//
 // `groups` only guards against a communicator that was destroyed and another
 // that came to lie at its address.
 const Workspace* FindOrCreateWorkspace(
     void* communicator, int device,
-    const std::vector<std::vector<int64_t>>& groups, std::string* error);
+    const std::vector<std::vector<int64_t>>& groups,
+    const std::string& objection, std::string* error);
 
 }  // namespace oneshot
 

@@ -205,22 +205,24 @@ void* MapInbox(const Introduction& mine, const Introduction& other,
   return nullptr;
 }
 
+enum class Outcome { kAgreed, kRefused, kExchangeFailed };
+
 // The ranks tell each other what they found: one that backed out alone would
-// leave its peers waiting for it in a kernel. False if any has a reason.
-bool Vote(Bootstrap& bootstrap, const Reason& verdict,
-          const std::vector<Introduction>& all, std::string* error) {
+// leave its peers waiting for it in a kernel. Refused if any has a reason.
+Outcome Vote(Bootstrap& bootstrap, const Reason& verdict,
+             const std::vector<Introduction>& all, std::string* error) {
   std::vector<Reason> verdicts(bootstrap.size());
   if (!bootstrap.AllGather(&verdict, sizeof(verdict), verdicts.data(), error)) {
-    return false;
+    return Outcome::kExchangeFailed;
   }
   for (int r = 0; r < bootstrap.size(); ++r) {
     if (!verdicts[r]) continue;
     *error = "rank " + std::to_string(r) + " (device " +
              std::to_string(all[r].device) + " of process " +
              std::to_string(all[r].pid) + "): " + verdicts[r].text;
-    return false;
+    return Outcome::kRefused;
   }
-  return true;
+  return Outcome::kAgreed;
 }
 
 constexpr uint32_t PatternOf(int rank) { return 0x5EED0000u + rank; }
@@ -272,6 +274,7 @@ void VerifyPeers(const WorkspaceView& view, Reason& reason) {
 }  // namespace
 
 std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
+                                           const std::string& objection,
                                            std::string* error) {
   const int rank = bootstrap.rank();
   const int ranks = bootstrap.size();
@@ -292,36 +295,40 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   if (Check(guard.status(), "cudaSetDevice", mine.reason)) {
     PrepareDevice(device, ranks, &workspace->device, holding, mine);
   }
+  if (!objection.empty()) mine.reason.Set("%s", objection.c_str());
 
   WorkspaceView& view = workspace->view;
   view.rank = rank;
   view.ranks = ranks;
   std::vector<Introduction> all(ranks);
-  bool agreed = bootstrap.AllGather(&mine, sizeof(mine), all.data(), error);
-  if (agreed) {
+  Outcome outcome = bootstrap.AllGather(&mine, sizeof(mine), all.data(), error)
+                        ? Outcome::kAgreed
+                        : Outcome::kExchangeFailed;
+  if (outcome == Outcome::kAgreed) {
     Reason verdict = mine.reason;
     for (int r = 0; r < ranks && !verdict; ++r) {
       view.inboxes[r] = r == rank ? holding.memory
                                   : MapInbox(mine, all[r], r, holding, verdict);
     }
-    agreed = Vote(bootstrap, verdict, all, error);
+    outcome = Vote(bootstrap, verdict, all, error);
   }
   // Each vote is also a barrier: all have stored before any looks, and all have
   // cleaned up before any pushes.
-  if (agreed) {
+  if (outcome == Outcome::kAgreed) {
     Reason verdict;
     TryPeers(view, verdict);
-    agreed = Vote(bootstrap, verdict, all, error);
+    outcome = Vote(bootstrap, verdict, all, error);
   }
-  if (agreed) {
+  if (outcome == Outcome::kAgreed) {
     Reason verdict;
     VerifyPeers(view, verdict);
-    agreed = Vote(bootstrap, verdict, all, error);
+    outcome = Vote(bootstrap, verdict, all, error);
   }
-  if (!agreed) {
-    holding.Release();
-    return nullptr;
-  }
+  // After a vote no rank touches the memory any more. After an exchange that
+  // failed the memory stays: a peer may still store to it, and CUDA frees it
+  // only when the exchange on this device ends, which may be never.
+  if (outcome == Outcome::kRefused) holding.Release();
+  if (outcome != Outcome::kAgreed) return nullptr;
   view.control = reinterpret_cast<Control*>(holding.memory + InboxBytes(ranks));
   view.fault = holding.fault;
   view.timeout_ns = TimeoutNs();

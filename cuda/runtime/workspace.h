@@ -25,8 +25,11 @@ struct Workspace {
 // all get a workspace or all get null with the same reason in `error`, which
 // names the rank that objected. Ranks may be threads of one process or
 // processes of one machine, in any mixture. That peers can reach each other's
-// memory is tried, not only asked.
+// memory is tried, not only asked. A rank that can't take part for a reason of
+// the caller's says so with a nonempty `objection`: had it stayed away, its
+// peers would wait for it.
 std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
+                                           const std::string& objection,
                                            std::string* error);
 
 }  // namespace oneshot
