@@ -47,7 +47,6 @@ _enabled = False
 # JAX makes its backends.
 _platforms: list[str] = []
 
-
 OLDEST_JAXLIB = (0, 11, 2)
 """The first that lets a pass in."""
 
