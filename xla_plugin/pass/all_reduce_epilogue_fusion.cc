@@ -13,6 +13,7 @@
 
 #include "absl/algorithm/container.h"
 #include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/log/check.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -315,6 +316,30 @@ std::variant<Candidate, Decline> Look(HloInstruction* hlo,
   return candidate;
 }
 
+// XLA for CPU has inserted copies before: where a loop's state is updated in
+// place, it relied on the order in which the old state was read, and a call
+// reads later than what it replaces. The copies that are there stay, whatever
+// this XLA makes of them: the XLA of jaxlib knows more fusions that update an
+// operand in place.
+absl::Status AddCopies(
+    HloModule* module,
+    const absl::flat_hash_set<absl::string_view>& execution_threads) {
+  absl::flat_hash_set<int64_t> present;
+  for (HloComputation* computation : module->computations()) {
+    for (const HloInstruction* hlo : computation->instructions()) {
+      if (hlo->opcode() == HloOpcode::kCopy) present.insert(hlo->unique_id());
+    }
+  }
+  const xla::AliasInfo alias_info;
+  return xla::CopyInsertion(&alias_info,
+                            xla::CopyInsertion::kUseRegionAnalysisLimit,
+                            [&](const HloInstruction* copy) {
+                              return present.contains(copy->unique_id());
+                            })
+      .Run(module, execution_threads)
+      .status();
+}
+
 }  // namespace
 
 AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
@@ -419,13 +444,7 @@ absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
   }
   const bool changed = report_.fired() > 0;
   if (changed && platform_ == Platform::kHost) {
-    // XLA for CPU has inserted copies before: where a loop's state is updated
-    // in place, it relied on the order in which the old state was read, and a
-    // call reads later than what it replaces.
-    const xla::AliasInfo alias_info;
-    TF_RETURN_IF_ERROR(xla::CopyInsertion(&alias_info)
-                           .Run(module, execution_threads)
-                           .status());
+    TF_RETURN_IF_ERROR(AddCopies(module, execution_threads));
   }
   if (changed && module->has_schedule()) {
     TF_RETURN_IF_ERROR(module->schedule().Update(execution_threads));
