@@ -292,6 +292,27 @@ def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
         ("--xla_gpu_graph_enable_concurrent_region", True),
         ("--xla_gpu_graph_enable_concurrent_region=true", True),
         ("--xla_gpu_graph_enable_concurrent_region=false", False),
+        ("--xla_gpu_graph_enable_concurrent_region='False'", False),
+        ('--xla_gpu_graph_enable_concurrent_region="1"', True),
+        ("--xla_gpu_command_buffer_scheduling_mode=CONCURRENT_REGIONS", True),
+        ("--xla_gpu_command_buffer_scheduling_mode='CONCURRENT'", True),
+        ('--xla_gpu_command_buffer_scheduling_mode="CONCURRENT_REGIONS"', True),
+        ("--xla_gpu_command_buffer_scheduling_mode='SERIALIZE'", False),
+        # Nothing that is unknown is taken for sequential.
+        ("--xla_gpu_command_buffer_scheduling_mode=3", True),
+        # The last one counts.
+        (
+            "--xla_gpu_command_buffer_scheduling_mode=CONCURRENT"
+            "\n--xla_gpu_command_buffer_scheduling_mode=LHS",
+            False,
+        ),
+        (
+            "--xla_gpu_command_buffer_scheduling_mode=LHS"
+            " --xla_gpu_command_buffer_scheduling_mode=CONCURRENT",
+            True,
+        ),
+        # Part of another flag's value.
+        ("--xla_dump_to='a --xla_gpu_graph_enable_concurrent_region b'", False),
     ],
 )
 @pytest.mark.parametrize("in_a_file", [False, True], ids=["variable", "file"])

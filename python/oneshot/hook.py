@@ -33,11 +33,13 @@ from oneshot.version import __version__
 TARGET = "oneshot_all_reduce (needs ONESHOT=1)"
 """Target name of the custom-call."""
 
-_CONCURRENT = re.compile(
-    r"--xla_gpu_command_buffer_scheduling_mode=\"?CONCURRENT\b"
-    r"|--xla_gpu_graph_enable_concurrent_region\b(?!=\"?(?:false|0)\b)",
-    re.IGNORECASE,
-)
+# As XLA splits XLA_FLAGS: a value may be in quotes.
+_FLAG = re.compile(r"""(--[^\s=]+)(?:=("(?:\\.|[^"\\])*"|'[^']*'|\S*))?""")
+# Flags by which XLA makes command buffers concurrent, with all values that do not.
+_SEQUENTIAL = {
+    "--xla_gpu_command_buffer_scheduling_mode": ("SERIALIZE", "LHS"),
+    "--xla_gpu_graph_enable_concurrent_region": ("FALSE", "0"),
+}
 _COMMAND_BUFFER_COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
 _PRE_SCHEDULER = 0
 
@@ -281,8 +283,11 @@ def concurrent_flag(flags: str) -> str | None:
             flags = Path(flags).read_text(errors="replace")
         except OSError:
             return None  # XLA says so itself
-    found = _CONCURRENT.search(flags)
-    return found[0] if found else None
+    last = {flag[1]: flag for flag in _FLAG.finditer(flags)}  # as in XLA, the last one counts
+    for name, values in _SEQUENTIAL.items():
+        if (flag := last.get(name)) and (flag[2] or "").strip("'\"").upper() not in values:
+            return flag[0]
+    return None
 
 
 def _why_not_cuda() -> str | None:
