@@ -4,14 +4,15 @@
 //
 //   exchange_bench [--devices 0,1] [--kib 16,128,512,2048]
 //
-// Two ranks send each other so many KiB and write what has come to a result,
-// once for every node of a CUDA graph. A line per way: the median over the
+// Two ranks send each other a message and write what has arrived to a result,
+// once per node of a CUDA graph. Prints one line per way: the median over the
 // samples of the slower rank's time per call, with the block size that is best
-// for it. What has come is compared with what was sent.
+// for it. What has arrived is compared with what was sent.
 //
-// These are the bare exchanges of all_reduce_kernel.cuh and of what it might
-// have been, without an epilogue. In all but the "counted" ones the kernel is
-// told its epoch by a word that a kernel of its own advances, once a graph.
+// These are the exchange of the kernel in cuda/kernel/device, without an
+// epilogue, and the exchanges that it could have had instead. In all but the
+// "counted" ones the kernel is told its epoch by a word that a kernel of its
+// own advances, once a graph.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -32,7 +33,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kLargestBlock = 1024;
 
-// On lines of their own, as in kernel_arguments.h.
+// Each on a cache line of its own, as in cuda/kernel/device/arguments.h.
 struct Words {
   alignas(128) uint32_t graphs;  // so far
   alignas(128) uint32_t epoch;   // for "counted by the grid"
@@ -131,7 +132,7 @@ struct Nothing {
   }
 };
 
-// Data and flag in the same word, as in all_reduce_kernel.cuh.
+// Data and flag in the same word, as in the product.
 struct Packets {
   __device__ static void Run(const Exchange& a, uint32_t epoch) {
     const int packet = Packet();
@@ -141,8 +142,7 @@ struct Packets {
   }
 };
 
-// The same, and the grid itself counts the epochs, as all_reduce_kernel.cuh
-// does.
+// The same, and the grid itself counts the epochs, as the product does.
 struct PacketsCountedByGrid {
   __device__ static void Run(const Exchange& a, uint32_t /*of graph*/) {
     const int packet = Packet();

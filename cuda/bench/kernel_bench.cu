@@ -5,17 +5,17 @@
 //   kernel_bench [--devices 0,1] [--hidden 8192] [--rows 1,8,32,64]
 //                [--dtype bf16] [--tune] [--cold] [--only NAME]
 //
-// With --tune, every tuning that fits, and which of them is in use. One rank
-// per device. A line per case: the median over the samples of the slowest
-// rank's time per call.
+// Runs one rank per device and prints one line per case: the median over the
+// samples of the slowest rank's time per call. --tune times every tuning that
+// fits, and marks the one in use.
 //
-// With --cold, as between the GEMMs of a decode step: before each call a kernel
-// reads so much that nothing else is left in the L2, and another writes x. What
-// these take by themselves is subtracted.
+// --cold times calls as they are between the GEMMs of a decode step: before
+// each call, one kernel reads more than the L2 holds and another writes x. The
+// time of these two alone is subtracted.
 //
-// What no such kernel can do without is timed too: the launch of as many
-// blocks, reading x and writing as much, and the trip of a packet from a rank
-// to the next.
+// Three lower bounds of any such kernel are timed too: the launch of as many
+// blocks, reading x and writing as much, and the trip of a packet from one rank
+// to another.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -69,7 +69,7 @@ __global__ void Flush(const uint4* memory, int packets, uint4* never) {
   if (any.x != 0) *never = any;  // it is all zero
 }
 
-// Throws a packet to and fro. The kernel that serves has the time of it all.
+// Sends a packet to and fro. The kernel that serves first measures the time.
 __global__ void Bounce(uint4* mine, uint4* theirs, bool serves,
                        unsigned long long* elapsed_ns) {
   unsigned long long start, stop;

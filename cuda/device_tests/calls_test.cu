@@ -89,8 +89,8 @@ bool SameNumber(float a, float b) {
   return Bits(a) == Bits(b);  // tells -0 from 0
 }
 
-// Whether host and device agree to the last bit: a reduction has another order,
-// and the functions of the mathematical libraries differ in the last places.
+// True if host and device agree to the last bit. They don't where a row
+// is summed, in another order, nor in functions of mathematical libraries.
 bool IsExact(const EpilogueProgram& program) {
   for (const Instruction& instruction : program.instructions) {
     switch (instruction.op) {
@@ -117,8 +117,8 @@ bool IsExact(const EpilogueProgram& program) {
   return true;
 }
 
-// What a last bit of difference may grow to: a step of every type that is
-// rounded to on the way.
+// The relative error that a difference in the last bit may grow to: one step of
+// every type that the program rounds to.
 double Tolerance(const EpilogueProgram& program) {
   double tolerance = 2e-5;
   for (const Instruction& instruction : program.instructions) {

@@ -58,20 +58,20 @@ constexpr DType kDTypes[] = {DType::kF32, DType::kBf16, DType::kF16};
 
 const char* Name(DType dtype);
 
-// What x is filled with, and for some of them the operands.
+// What x is filled with. kNegativeZero and kRoundings fill the operands, too.
 enum class Data { kRandom, kNegativeZero, kSentinel, kSpecial, kRoundings };
 
 const char* Name(Data data);
 
 using Bytes = std::vector<uint8_t>;
 
-// How many elements Data::kRoundings fills, whatever is asked for.
+// The number of elements that Data::kRoundings fills, whatever is asked for.
 inline constexpr int64_t kRoundings = 6 << 16;
 
 Bytes Fill(std::mt19937& random, Data data, DType dtype, int64_t elements);
 
-// A device buffer of a rank, with room to check that nothing beside the part in
-// use is written.
+// A device buffer of a rank, between guards that show whether a kernel has
+// written out of bounds.
 class GuardedBuffer {
  public:
   static constexpr size_t kGuard = 256;
@@ -192,10 +192,10 @@ inline constexpr const char* kPrograms[] = {
 EpilogueProgram MakeProgram(const std::string& pattern, DType wire,
                             int64_t hidden, std::mt19937& random);
 
-// Two shots can be had only like this.
+// A message travels in two shots only if its sum has the type of the wire.
 std::string WithSumOfWireType(std::string pattern);
 
-// The plan in use, or the same with two shots.
+// The plan that the product makes, or the same plan with two shots.
 std::optional<LaunchPlan> PlanOf(const EpilogueProgram& program, int64_t rows,
                                  int64_t hidden, bool two_shot,
                                  const VirtualRank& rank);

@@ -15,7 +15,8 @@ namespace oneshot {
 namespace {
 
 constexpr int kHangStatus = 3;
-// Longer than any test waits for its streams: what that finds says more.
+// Longer than any test waits for its streams: the report of a hang, which comes
+// first then, says more than a fault.
 constexpr uint64_t kTimeoutNs = uint64_t{120} * 1000 * 1000 * 1000;
 
 __global__ void CountWritten(const uint32_t* words, size_t count,
@@ -28,8 +29,8 @@ __global__ void CountWritten(const uint32_t* words, size_t count,
   if (mine != 0) atomicAdd(written, mine);
 }
 
-// The control words, while a kernel may still spin on the device. False when
-// the device does not answer either.
+// Reads the control words into `rank.observed`, while a kernel may still spin
+// on the device. False if the device does not answer.
 bool PeekControl(const VirtualRank& rank) {
   rank.MakeCurrent();
   ONESHOT_CHECK_CUDA(cudaMemcpyAsync(rank.observed, rank.view.control,
@@ -156,7 +157,7 @@ void VirtualRanks::Wait(const char* what, double seconds) const {
     if (elapsed.count() > seconds) break;
   }
   std::printf("HANG %s\n", what);
-  std::fflush(stdout);  // what comes may hang as well
+  std::fflush(stdout);  // the calls below may hang as well
   for (const VirtualRank& rank : ranks_) {
     rank.MakeCurrent();
     const bool running = cudaStreamQuery(rank.stream) == cudaErrorNotReady;

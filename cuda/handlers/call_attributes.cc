@@ -14,7 +14,7 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-// No smaller element and no fewer ranks than these.
+// The most elements that a message can have: two bytes each, between two ranks.
 constexpr int64_t kMaxElements = MaxMessageBytes(kMinRanks) / 2;
 
 template <typename... Parts>
@@ -270,7 +270,7 @@ ffi::ErrorOr<BoundCall> BindCall(const CallAttributes& attributes,
     }
     int64_t stacked = 0;
     call.buffers.operands[i] = next_operand.Next(name, type, &stacked);
-    // By division: the product may be more than there are numbers.
+    // By division: the product could overflow.
     if (stacked % operand.slices != 0 || stacked / operand.slices != count) {
       reader.Fail(StrCat(name, ": expected ", operand.slices, " slices of ",
                          count, " elements, got ", stacked, " elements"));

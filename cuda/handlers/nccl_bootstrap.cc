@@ -26,10 +26,10 @@ constexpr int kNcclSuccess = 0;
 constexpr int kNcclInProgress = 7;
 constexpr int kNcclInt8 = 0;
 
-// Names the step in errors of CUDA.
+// Starts the messages of errors that are not NCCL's.
 constexpr char kExchange[] = "exchange between the ranks";
 
-// For what all ranks say together.
+// Holds what this rank sends and what all ranks have sent.
 constexpr size_t kStagingBytes = 64 << 10;
 
 // Between two looks at an exchange that goes on.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Compiles kernels for real, which needs NVRTC but no device. That they compute
-// the right thing is for protocol_test.cu to show, on devices.
+// the right thing is for protocol_test to show, on devices.
 #include "cuda/kernel/kernel_source.h"
 
 #include <gtest/gtest.h>

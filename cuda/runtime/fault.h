@@ -3,8 +3,9 @@
 // What happens when a kernel has waited too long for a peer. The kernel leaves
 // a Fault in memory of the host and traps, which ends every computation of the
 // process on that device: XLA then fails the run, with an error of CUDA's that
-// says nothing about why. Here a thread watches for faults and says it; the
-// handler refuses further runs with the same words.
+// says nothing about why. A thread of this process polls the Faults and prints
+// which rank was waited for; the handler refuses further runs with the same
+// words.
 #ifndef ONESHOT_CUDA_RUNTIME_FAULT_H_
 #define ONESHOT_CUDA_RUNTIME_FAULT_H_
 
@@ -21,7 +22,7 @@ uint64_t SiteNumber(const std::string& site);
 // Watches a fault for the life of the process: `fault` must live as long.
 void WatchFault(const Fault* fault);
 
-// What the first fault was; empty if there was none.
+// The first fault, in words; empty if there was none.
 std::string FaultMessage();
 
 // How long a kernel waits for a peer, for workspaces that are made from now on.

@@ -94,7 +94,7 @@ class OwnStream {
   cudaStream_t stream_ = nullptr;
 };
 
-// What one rank brings in, released unless the group comes about.
+// What one rank allocates and maps, released if the group is refused.
 struct Holding {
   char* memory = nullptr;  // the inbox, and the control words behind it
   Fault* fault = nullptr;
@@ -108,7 +108,7 @@ struct Holding {
   }
 };
 
-// All words "not written yet"; the host waits for it.
+// Fills the inbox with kSentinel and waits until it is filled.
 bool FillInbox(char* memory, int ranks, cudaStream_t stream, Reason& reason) {
   static_assert(kSentinel == 0xFFFFFFFFu, "filled byte by byte");
   return Check(cudaMemsetAsync(memory, 0xFF, InboxBytes(ranks), stream),
@@ -172,7 +172,7 @@ void EnablePeerAccess(int device, int peer, Reason& reason) {
   }
   const cudaError_t status = cudaDeviceEnablePeerAccess(peer, /*flags=*/0);
   if (status == cudaErrorPeerAccessAlreadyEnabled) {
-    cudaGetLastError();  // as good; XLA may have done it
+    cudaGetLastError();  // no failure: XLA may have enabled it
     return;
   }
   Check(status, "cudaDeviceEnablePeerAccess", reason);
@@ -227,7 +227,7 @@ Outcome Vote(Bootstrap& bootstrap, const Reason& verdict,
 
 constexpr uint32_t PatternOf(int rank) { return 0x5EED0000u + rank; }
 
-// Where `writer` tries the inbox of another rank.
+// The words of an inbox that `writer` stores to in the trial.
 uint32_t* TrialPlace(void* inbox, int ranks, int writer) {
   return reinterpret_cast<uint32_t*>(static_cast<char*>(inbox) +
                                      writer * MaxMessageBytes(ranks));
@@ -248,7 +248,7 @@ void TryPeers(const WorkspaceView& view, Reason& reason) {
   }
 }
 
-// What the peers have stored, and the inbox as it was.
+// Checks what the peers have stored here and clears the inbox again.
 void VerifyPeers(const WorkspaceView& view, Reason& reason) {
   const OwnStream stream(reason);
   void* inbox = view.inboxes[view.rank];
