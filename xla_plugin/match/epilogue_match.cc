@@ -2,8 +2,10 @@
 
 #include "xla_plugin/match/epilogue_match.h"
 
+#include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -422,8 +424,21 @@ struct Leaf {
   }
 };
 
+struct Producer;
+
 // An operand of an absorbed instruction.
-using Source = std::variant<HloInstruction*, float, Leaf>;
+using Source =
+    std::variant<HloInstruction*, float, Leaf, std::shared_ptr<const Producer>>;
+
+// An operation on values that do not depend on the all-reduce, like the one of
+// `1 + gain`. It is small, so that whoever else reads it may compute it, too.
+struct Producer {
+  const HloInstruction* hlo;
+  Op op;
+  DType round;
+  std::vector<Source> sources;
+  Extent extent;
+};
 
 // An absorbed instruction: what it does, or that it only stands for the value
 // of another one.
@@ -438,11 +453,13 @@ struct Node {
 
 class Region {
  public:
+  // `with_producers`: whether what makes small operands is taken in.
   Region(HloInstruction* sum, HloInstruction* input,
-         const MayAbsorb& may_absorb)
+         const MayAbsorb& may_absorb, bool with_producers)
       : sum_(sum),
         input_(input),
         may_absorb_(may_absorb),
+        with_producers_(with_producers),
         dependents_(Dependents(sum)),
         elements_(Elements(sum)) {
     for (HloInstruction* hlo : sum->parent()->MakeInstructionPostOrder()) {
@@ -457,6 +474,10 @@ class Region {
 
   EpilogueMatch ToMatch() const;
 
+  // How many instructions it has, and whether a limit left some out.
+  size_t size() const { return order_.size(); }
+  bool is_limited() const { return is_limited_; }
+
  private:
   int64_t rows() const { return elements_ / hidden_; }
 
@@ -469,8 +490,13 @@ class Region {
   std::optional<Node> Absorb(HloInstruction* hlo, std::string* why) const;
   std::optional<Source> Resolve(HloInstruction* operand, int64_t elements,
                                 std::string* why) const;
-  std::optional<Leaf> ResolveLeaf(HloInstruction* operand,
-                                  int64_t elements) const;
+  std::optional<std::pair<HloInstruction*, Extent>> Unspread(
+      HloInstruction* operand, int64_t elements) const;
+  std::optional<Source> ResolveOutside(HloInstruction* operand,
+                                       int64_t elements) const;
+  std::optional<Source> Produce(HloInstruction* hlo, Extent extent,
+                                int* budget) const;
+  std::optional<Leaf> LeafOf(HloInstruction* inner, Extent extent) const;
   bool Understands(const HloInstruction* operand) const;
   Extent ExtentOf(const Source& source) const;
 
@@ -487,8 +513,10 @@ class Region {
   HloInstruction* const sum_;
   HloInstruction* const input_;
   const MayAbsorb& may_absorb_;
+  const bool with_producers_;
   const InstructionSet dependents_;
   const int64_t elements_;
+  bool is_limited_ = false;
   int64_t hidden_ = 1;
   std::vector<HloInstruction*> followers_;  // operands before users
   absl::flat_hash_map<const HloInstruction*, Node> nodes_;
@@ -533,71 +561,140 @@ int64_t Region::FindRowLength() const {
 }
 
 // A tensor outside of the region, as the operand of an instruction with that
-// many elements.
-std::optional<Leaf> Region::ResolveLeaf(HloInstruction* operand,
-                                        int64_t elements) const {
-  const auto extent_of = [&](int64_t count) -> std::optional<Extent> {
-    if (count == 1) return Extent::kScalar;
-    if (count == elements) {
-      return elements == elements_ ? Extent::kElement : Extent::kRow;
-    }
-    return std::nullopt;
-  };
+// many elements: what of it has to be read, and how it spreads.
+std::optional<std::pair<HloInstruction*, Extent>> Region::Unspread(
+    HloInstruction* operand, int64_t elements) const {
   HloInstruction* inner = StripExact(operand);
-  std::optional<Extent> extent;
-  switch (ClassifyBroadcast(inner)) {
-    case Spread::kRows: {
-      const int64_t count = Elements(inner->operand(0));
-      if (count == 1) {
-        extent = Extent::kScalar;
-      } else if (elements == elements_ && count == rows()) {
-        extent = Extent::kRow;
-      }
-      break;
+  const Spread spread = ClassifyBroadcast(inner);
+  if (spread == Spread::kRows || spread == Spread::kColumn) {
+    HloInstruction* repeated = StripExact(inner->mutable_operand(0));
+    const int64_t count = Elements(repeated);
+    if (spread == Spread::kRows && count == 1) {
+      return std::make_pair(repeated, Extent::kScalar);
     }
-    case Spread::kColumn:
-      if (elements == elements_ && Elements(inner->operand(0)) == hidden_) {
-        extent = Extent::kColumn;
-      }
-      break;
-    default:
-      break;
+    if (spread == Spread::kRows && elements == elements_ && count == rows()) {
+      return std::make_pair(repeated, Extent::kRow);
+    }
+    if (spread == Spread::kColumn && elements == elements_ &&
+        count == hidden_) {
+      return std::make_pair(repeated, Extent::kColumn);
+    }
   }
-  if (extent.has_value()) {
-    inner = StripExact(inner->mutable_operand(0));
-  } else {
-    // Some other broadcast is read as the large tensor that it makes.
-    extent = extent_of(Elements(inner));
-    if (!extent.has_value()) return std::nullopt;
-  }
-  // A predicate is read as a number, into which something has to turn it. That
-  // is for nothing if it is small.
-  const bool is_mask = IsPredicate(inner) && *extent != Extent::kElement;
-  if (!(IsFloat(inner) || is_mask) || !IsRowMajor(inner->shape())) {
-    return std::nullopt;
-  }
-  Leaf leaf{inner, *extent};
+  // Some other broadcast is read as the large tensor that it makes.
+  const int64_t count = Elements(inner);
+  if (count == 1) return std::make_pair(inner, Extent::kScalar);
+  if (count != elements) return std::nullopt;
+  if (elements != elements_) return std::make_pair(inner, Extent::kRow);
   // With a single row it is one or the other. For the name of the epilogue: a
   // parameter of a model has one dimension, an activation keeps those of size
   // one.
-  if (rows() == 1 && leaf.extent == Extent::kElement &&
-      inner->shape().dimensions().size() == 1 &&
-      operand->shape().dimensions().size() > 1) {
-    leaf.extent = Extent::kColumn;
-  }
+  const bool is_parameter = rows() == 1 &&
+                            inner->shape().dimensions().size() == 1 &&
+                            operand->shape().dimensions().size() > 1;
+  return std::make_pair(inner,
+                        is_parameter ? Extent::kColumn : Extent::kElement);
+}
 
+std::optional<Leaf> Region::LeafOf(HloInstruction* inner, Extent extent) const {
+  // A predicate is read as a number, into which something has to turn it. That
+  // is for nothing if it is small.
+  const bool is_mask = IsPredicate(inner) && extent != Extent::kElement;
+  if (!(IsFloat(inner) || is_mask) || !IsRowMajor(inner->shape())) {
+    return std::nullopt;
+  }
   // One of many stacked tensors.
   if (const std::optional<SliceIndex> index = IndexOfSlice(inner)) {
     HloInstruction* stack = inner->mutable_operand(0);
-    leaf = {stack, leaf.extent, stack->shape().dimensions(0), *index};
-    if (rows() == 1 && leaf.extent == Extent::kElement) {
-      leaf.extent = Extent::kColumn;
-    }
+    if (rows() == 1 && extent == Extent::kElement) extent = Extent::kColumn;
+    return Leaf{stack, extent, stack->shape().dimensions(0), *index};
   }
-  return leaf;
+  return Leaf{inner, extent};
 }
 
-// Whether everything that ResolveLeaf and ConstantValue look at is understood.
+// Whether a value a column, which is computed again for every row, may be made
+// by it.
+bool IsCheapPerElement(Op op) {
+  switch (op) {
+    case Op::kAbs:
+    case Op::kAdd:
+    case Op::kConvert:
+    case Op::kMaximum:
+    case Op::kMinimum:
+    case Op::kMultiply:
+    case Op::kNegate:
+    case Op::kSubtract:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// A small value outside of the region: a constant, an operation on such values,
+// or a tensor to read. `budget` is how many operations there may be.
+std::optional<Source> Region::Produce(HloInstruction* hlo, Extent extent,
+                                      int* budget) const {
+  if (const std::optional<float> constant = ConstantValue(hlo)) {
+    return *constant;
+  }
+  std::optional<Op> op;
+  if (IsFloat(hlo) && hlo->opcode() == HloOpcode::kConvert &&
+      IsFloat(hlo->operand(0))) {
+    op = Op::kConvert;
+  } else if (IsFloat(hlo)) {
+    op = ElementwiseOperation(hlo);
+  }
+  const bool is_taken =
+      op.has_value() && *budget > 0 && may_absorb_(hlo) &&
+      !hlo->HasControlDependencies() && IsRowMajor(hlo->shape()) &&
+      static_cast<int>(hlo->operand_count()) == Arity(*op) &&
+      (extent != Extent::kColumn || IsCheapPerElement(*op)) &&
+      absl::c_all_of(hlo->operands(), [&](const HloInstruction* operand) {
+        return IsFloat(operand) && Understands(operand);
+      });
+  if (is_taken) {
+    --*budget;
+    const int64_t elements = Elements(hlo);
+    auto producer = std::make_shared<Producer>();
+    *producer = {hlo, *op, *ToDType(hlo->shape().element_type()), {}, extent};
+    for (HloInstruction* operand : hlo->mutable_operands()) {
+      HloInstruction* inner = StripExact(operand);
+      Extent of_operand = extent;
+      if (ClassifyBroadcast(inner) == Spread::kRows &&
+          Elements(inner->operand(0)) == 1) {
+        inner = StripExact(inner->mutable_operand(0));
+      }
+      if (Elements(inner) == 1) of_operand = Extent::kScalar;
+      if (Elements(inner) != 1 && Elements(inner) != elements) break;
+      std::optional<Source> source = Produce(inner, of_operand, budget);
+      if (!source.has_value()) break;
+      producer->sources.push_back(*std::move(source));
+    }
+    if (static_cast<int>(producer->sources.size()) == Arity(*op)) {
+      return producer;
+    }
+  }
+  if (std::optional<Leaf> leaf = LeafOf(hlo, extent)) return *std::move(leaf);
+  return std::nullopt;
+}
+
+std::optional<Source> Region::ResolveOutside(HloInstruction* operand,
+                                             int64_t elements) const {
+  const auto unspread = Unspread(operand, elements);
+  if (!unspread.has_value()) return std::nullopt;
+  const auto [inner, extent] = *unspread;
+  // What makes a value a row is mostly a reduction, which has the rest for
+  // nothing; and large tensors take longer to make than a kernel to start.
+  if (with_producers_ &&
+      (extent == Extent::kColumn || extent == Extent::kScalar)) {
+    // Enough for `(1 + gain) * scale` with all its conversions.
+    int budget = 6;
+    return Produce(inner, extent, &budget);
+  }
+  if (std::optional<Leaf> leaf = LeafOf(inner, extent)) return *std::move(leaf);
+  return std::nullopt;
+}
+
+// Whether everything that Unspread and ConstantValue look at is understood.
 bool Region::Understands(const HloInstruction* operand) const {
   while (true) {
     if (!may_absorb_(operand)) return false;
@@ -632,8 +729,8 @@ std::optional<Source> Region::Resolve(HloInstruction* operand, int64_t elements,
   if (const std::optional<float> constant = ConstantValue(operand)) {
     return *constant;
   }
-  if (std::optional<Leaf> leaf = ResolveLeaf(operand, elements)) {
-    return *std::move(leaf);
+  if (std::optional<Source> source = ResolveOutside(operand, elements)) {
+    return source;
   }
   *why = absl::StrCat("operand ", operand->name(), " of shape ",
                       ShapeUtil::HumanString(operand->shape()),
@@ -646,6 +743,10 @@ Extent Region::ExtentOf(const Source& source) const {
     return nodes_.at(*hlo).extent;
   }
   if (const auto* leaf = std::get_if<Leaf>(&source)) return leaf->extent;
+  if (const auto* made =
+          std::get_if<std::shared_ptr<const Producer>>(&source)) {
+    return (*made)->extent;
+  }
   return Extent::kScalar;
 }
 
@@ -860,6 +961,7 @@ void Region::Trim() {
     }
   }
   while (order_.size() > 1 && !IsLegal()) {
+    is_limited_ = true;
     GiveBack(order_.size() - 1, "the epilogue would exceed a limit with it");
   }
 }
@@ -892,7 +994,21 @@ EpilogueProgram Region::Emit(EpilogueMatch* match) const {
     }
     return place->second;
   };
-  const auto value_of = [&](const Source& source) {
+  absl::flat_hash_map<const HloInstruction*, int> produced;
+  const std::function<int(const Source&)> value_of = [&](const Source& source) {
+    if (const auto* made =
+            std::get_if<std::shared_ptr<const Producer>>(&source)) {
+      const Producer& producer = **made;
+      const auto known = produced.find(producer.hlo);
+      if (known != produced.end()) return known->second;
+      Instruction instruction;
+      instruction.op = producer.op;
+      instruction.round = producer.round;
+      for (size_t i = 0; i < producer.sources.size(); ++i) {
+        instruction.inputs[i] = value_of(producer.sources[i]);
+      }
+      return produced[producer.hlo] = append(instruction);
+    }
     if (const auto* hlo = std::get_if<HloInstruction*>(&source)) {
       return values.at(*hlo);
     }
@@ -1057,9 +1173,14 @@ std::variant<std::vector<HloInstruction*>, Decline> SumsOf(
 
 EpilogueMatch MatchEpilogue(HloInstruction* all_reduce, HloInstruction* sum,
                             int64_t operand, const MayAbsorb& may_absorb) {
-  EpilogueMatch match =
-      Region(sum, InputOf(all_reduce, operand, may_absorb), may_absorb)
-          .ToMatch();
+  HloInstruction* input = InputOf(all_reduce, operand, may_absorb);
+  const Region with(sum, input, may_absorb, /*with_producers=*/true);
+  EpilogueMatch match = with.ToMatch();
+  if (with.is_limited()) {
+    // What makes the operands must not push out what reads the sum.
+    const Region without(sum, input, may_absorb, /*with_producers=*/false);
+    if (without.size() > with.size()) match = without.ToMatch();
+  }
   match.all_reduce = all_reduce;
   match.sum = sum;
   return match;
