@@ -4,13 +4,11 @@
 
 #include <gtest/gtest.h>
 
-#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "xla/hlo/parser/hlo_parser.h"
-#include "xla/service/hlo_verifier.h"
+#include "xla_plugin/testing/hlo_modules.h"
 
 namespace oneshot {
 namespace {
@@ -44,19 +42,15 @@ int AllReducesAfter(absl::string_view body) {
                                   "replica_groups={{0,1},{2,3}}, "
                                   "use_global_device_ids=true, to_apply=add"}}),
       "}");
-  auto module = xla::ParseAndReturnUnverifiedModule(text);
-  EXPECT_TRUE(module.ok()) << module.status() << text;
-  if (!module.ok()) return -1;
+  const auto module = ParseModule(text);
   AllReduceReassociation pass;
-  const auto changed = pass.Run(module->get());
+  const auto changed = pass.Run(module.get());
   EXPECT_TRUE(changed.ok()) << changed.status();
-  xla::HloVerifier verifier(/*layout_sensitive=*/false,
-                            /*allow_mixed_precision=*/true);
-  const auto valid = verifier.Run(module->get()).status();
+  const absl::Status valid = Verify(module.get());
   EXPECT_TRUE(valid.ok()) << valid;
   if (!changed.ok() || !valid.ok()) return -1;
   int count = 0;
-  for (const auto* hlo : (*module)->entry_computation()->instructions()) {
+  for (const auto* hlo : module->entry_computation()->instructions()) {
     count += hlo->opcode() == xla::HloOpcode::kAllReduce;
   }
   EXPECT_EQ(*changed, count == 1);

@@ -8,33 +8,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "xla/hlo/parser/hlo_parser.h"
-#include "xla/service/hlo_verifier.h"
 #include "xla_plugin/pass/all_reduce_epilogue_fusion.h"
 #include "xla_plugin/pass/all_reduce_reassociation.h"
+#include "xla_plugin/testing/hlo_modules.h"
+#include "xla_plugin/testing/run_fusion.h"
 
 namespace oneshot {
 namespace {
-
-std::vector<std::filesystem::path> Files() {
-  std::vector<std::filesystem::path> files;
-  for (const auto& entry :
-       std::filesystem::directory_iterator("xla_plugin/testdata/spellings")) {
-    files.push_back(entry.path());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
 
 void CollectReaders(const xla::HloInstruction* hlo,
                     std::set<std::string>* opcodes) {
@@ -66,42 +53,29 @@ class GpuModulesTest : public ::testing::TestWithParam<std::filesystem::path> {
 };
 
 TEST_P(GpuModulesTest, IsFused) {
-  std::ifstream file(GetParam());
-  std::vector<std::string> expected;
-  std::ostringstream hlo;
-  for (std::string line; std::getline(file, line);) {
-    if (line.rfind("// ", 0) == 0) {
-      expected.push_back(line.substr(3));
-    } else {
-      hlo << line << "\n";
-    }
-  }
-  ASSERT_FALSE(expected.empty());
-  const auto module = xla::ParseAndReturnUnverifiedModule(hlo.str());
-  ASSERT_TRUE(module.ok()) << module.status();
-  ASSERT_TRUE(AllReduceReassociation().Run(module->get()).ok());
+  const HloText text = SplitHeader(ReadFile(GetParam()));
+  ASSERT_FALSE(text.header.empty());
+  const auto module = ParseModule(text.hlo);
+  ASSERT_TRUE(AllReduceReassociation().Run(module.get()).ok());
   AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda);
-  ASSERT_TRUE(pass.Run(module->get()).ok());
-  xla::HloVerifier verifier(/*layout_sensitive=*/false,
-                            /*allow_mixed_precision=*/true);
-  const auto valid = verifier.Run(module->get()).status();
-  EXPECT_TRUE(valid.ok()) << valid;
+  const auto report = RunFusion(module.get(), pass);
+  ASSERT_TRUE(report.ok()) << report.status();
 
   std::vector<std::string> found;
-  for (const SiteReport& site : pass.report().all_reduces) {
+  for (const SiteReport& site : report->all_reduces) {
     found.push_back(site.fired()
                         ? absl::StrCat(site.epilogue, ", read by ",
-                                       Readers(**module, site.custom_call))
+                                       Readers(*module, site.custom_call))
                         : site.reason);
   }
-  EXPECT_THAT(found, ::testing::ElementsAreArray(expected))
-      << pass.report().ToText() << (*module)->ToString();
+  EXPECT_THAT(found, ::testing::ElementsAreArray(text.header))
+      << report->ToText() << module->ToString();
 }
 
-INSTANTIATE_TEST_SUITE_P(Testdata, GpuModulesTest, ::testing::ValuesIn(Files()),
-                         [](const auto& info) {
-                           return info.param.stem().string();
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Testdata, GpuModulesTest,
+    ::testing::ValuesIn(HloFiles("xla_plugin/testdata/spellings")),
+    [](const auto& info) { return info.param.stem().string(); });
 
 }  // namespace
 }  // namespace oneshot
