@@ -122,6 +122,33 @@ bool SamePlace(const xla::HloInstructionProto& a,
          SameElements(a.called_computation_ids(), b.called_computation_ids());
 }
 
+template <typename Message>
+bool SaysNothing(const Message& message) {
+  return message.ByteSizeLong() == 0;
+}
+
+// Writes what can be said in several ways in one of them, so that it is no loss
+// when reading and writing choose another. XLA's own passes leave out what XLA
+// writes back in full: the precision of an operand is DEFAULT and a group count
+// one where nothing else is said. Only messages in which absent and empty mean
+// the same are dropped: an empty sharding, say, means replicated.
+void Canonicalize(xla::HloInstructionProto& hlo) {
+  if (hlo.has_precision_config()) {
+    auto& precisions =
+        *hlo.mutable_precision_config()->mutable_operand_precision();
+    while (!precisions.empty() &&
+           precisions[precisions.size() - 1] == xla::PrecisionConfig::DEFAULT) {
+      precisions.RemoveLast();
+    }
+    if (SaysNothing(hlo.precision_config())) hlo.clear_precision_config();
+  }
+  if (hlo.feature_group_count() == 1) hlo.clear_feature_group_count();
+  if (hlo.batch_group_count() == 1) hlo.clear_batch_group_count();
+  if (SaysNothing(hlo.metadata())) hlo.clear_metadata();
+  if (SaysNothing(hlo.frontend_attributes())) hlo.clear_frontend_attributes();
+  if (SaysNothing(hlo.statistics_viz())) hlo.clear_statistics_viz();
+}
+
 // What of `a` differs in `b` or is missing there, computation by computation
 // and instruction by instruction; empty if nothing is. Takes both apart.
 //
@@ -137,7 +164,8 @@ std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b,
   absl::flat_hash_map<int64_t, const xla::HloInstructionProto*> instructions;
   for (xla::HloComputationProto& computation : *b.mutable_computations()) {
     computations[computation.id()] = &computation;
-    for (const xla::HloInstructionProto& hlo : computation.instructions()) {
+    for (xla::HloInstructionProto& hlo : *computation.mutable_instructions()) {
+      Canonicalize(hlo);
       instructions[hlo.id()] = &hlo;
     }
   }
@@ -147,7 +175,8 @@ std::string FirstDifference(xla::HloModuleProto& a, xla::HloModuleProto& b,
         left.instructions_size() != right->second->instructions_size()) {
       return left.name();
     }
-    for (const xla::HloInstructionProto& hlo : left.instructions()) {
+    for (xla::HloInstructionProto& hlo : *left.mutable_instructions()) {
+      Canonicalize(hlo);
       const auto it = instructions.find(hlo.id());
       if (it == instructions.end() ||
           !(aside.contains(hlo.id())

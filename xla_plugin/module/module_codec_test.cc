@@ -158,6 +158,74 @@ TEST(ModuleCodecTest, RefusesEntryLayoutsOfTheUsersOwn) {
   EXPECT_THAT(decoded.status().message(), HasSubstr("layouts of its own"));
 }
 
+// As XLA's own passes make custom-calls, top_k among them: without precisions,
+// which XLA writes back as DEFAULT for each operand.
+TEST(ModuleCodecTest, WhatSaysNothingMayBeWrittenInAnyWay) {
+  xla::HloModuleProto bare = Proto(R"(HloModule m
+    ENTRY e {
+      x = f32[4,64] parameter(0)
+      ROOT top = (f32[4,8], s32[4,8]) custom-call(x),
+        custom_call_target="__gpu$TopK"
+    })");
+  xla::HloInstructionProto* top = Find(bare, "top");
+  top->clear_precision_config();
+  top->clear_feature_group_count();
+  top->clear_batch_group_count();
+  auto status = DecodedModule::Decode(bare.SerializeAsString()).status();
+  EXPECT_TRUE(status.ok()) << status;
+  top->mutable_precision_config();
+  top->mutable_metadata();
+  top->mutable_frontend_attributes();
+  top->mutable_statistics_viz();
+  status = DecodedModule::Decode(bare.SerializeAsString()).status();
+  EXPECT_TRUE(status.ok()) << status;
+
+  // What says something comes through.
+  top->mutable_precision_config()->add_operand_precision(
+      xla::PrecisionConfig::HIGHEST);
+  top->set_feature_group_count(3);
+  const auto decoded = DecodedModule::Decode(bare.SerializeAsString());
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  xla::HloModuleProto again;
+  ASSERT_TRUE(again.ParseFromString(decoded->Encode().value()));
+  EXPECT_EQ(Find(again, "top")->precision_config().operand_precision(0),
+            xla::PrecisionConfig::HIGHEST);
+  EXPECT_EQ(Find(again, "top")->feature_group_count(), 3);
+}
+
+// XLA reads no precision of a comparison, and none beyond the operands.
+TEST(ModuleCodecTest, RefusesToLoseWhatSaysSomething) {
+  const auto refused = [](const xla::HloModuleProto& proto,
+                          absl::string_view name) {
+    const auto status =
+        DecodedModule::Decode(proto.SerializeAsString()).status();
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr(absl::StrCat(name, " does not survive")));
+  };
+  xla::HloModuleProto proto = Proto();
+  auto* precision = Find(proto, "lt")->mutable_precision_config();
+  precision->add_operand_precision(xla::PrecisionConfig::DEFAULT);
+  EXPECT_TRUE(DecodedModule::Decode(proto.SerializeAsString()).ok());
+  precision->add_operand_precision(xla::PrecisionConfig::HIGHEST);
+  refused(proto, "lt");
+  precision->clear_operand_precision();
+  precision->set_algorithm(xla::PrecisionConfig::ALG_DOT_F32_F32_F32);
+  refused(proto, "lt");
+
+  proto = Proto();
+  Find(proto, "lt")->set_batch_group_count(2);
+  refused(proto, "lt");
+
+  proto = Proto(R"(HloModule m
+    ENTRY e { x = f32[4] parameter(0)
+              ROOT c = f32[4] custom-call(x), custom_call_target="f" })");
+  precision = Find(proto, "c")->mutable_precision_config();
+  precision->clear_operand_precision();
+  precision->add_operand_precision(xla::PrecisionConfig::DEFAULT);
+  precision->add_operand_precision(xla::PrecisionConfig::HIGHEST);
+  refused(proto, "c");
+}
+
 TEST(ModuleCodecTest, RefusesWhatItWouldChange) {
   // An opcode of the future, and bytes that are no module at all.
   xla::HloModuleProto proto = Proto();
