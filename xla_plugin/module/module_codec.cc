@@ -36,6 +36,24 @@ bool SameLayouts(const xla::Shape& a, const xla::Shape& b) {
       .IgnoreSplitConfigInLayout()(a, b);
 }
 
+// `wanted` with the layouts that it leaves to XLA (AUTO, written as none) as in
+// `found`, which is one that XLA may choose unless it is on the host.
+xla::Shape FillInAutoLayouts(const xla::Shape& wanted,
+                             const xla::Shape& found) {
+  xla::Shape filled = wanted;
+  if (!xla::ShapeUtil::Compatible(wanted, found)) return filled;
+  xla::ShapeUtil::ForEachMutableSubshape(
+      &filled, [&](xla::Shape* shape, const xla::ShapeIndex& index) {
+        if (!shape->IsArray() || shape->has_layout()) return;
+        const xla::Shape& other = xla::ShapeUtil::GetSubshape(found, index);
+        if (other.has_layout() &&
+            other.layout().memory_space() == xla::Layout::kDefaultMemorySpace) {
+          *shape->mutable_layout() = other.layout();
+        }
+      });
+  return filled;
+}
+
 // XLA takes the entry's layouts from the parameters and the root when it reads
 // a changed module back; layouts that the user asked for would be forgotten.
 absl::Status CheckEntryLayouts(const xla::HloModuleProto& proto,
@@ -43,11 +61,14 @@ absl::Status CheckEntryLayouts(const xla::HloModuleProto& proto,
   TF_ASSIGN_OR_RETURN(const xla::ProgramShape wanted,
                       xla::ProgramShape::FromProto(proto.host_program_shape()));
   const xla::HloComputation* entry = module.entry_computation();
+  const auto as_wanted = [](const xla::Shape& wanted, const xla::Shape& found) {
+    return SameLayouts(FillInAutoLayouts(wanted, found), found);
+  };
   bool same = wanted.parameters_size() == entry->num_parameters() &&
-              SameLayouts(wanted.result(), entry->root_instruction()->shape());
+              as_wanted(wanted.result(), entry->root_instruction()->shape());
   for (int64_t i = 0; same && i < entry->num_parameters(); ++i) {
-    same = SameLayouts(wanted.parameters(i),
-                       entry->parameter_instruction(i)->shape());
+    same = as_wanted(wanted.parameters(i),
+                     entry->parameter_instruction(i)->shape());
   }
   if (same) return absl::OkStatus();
   return absl::UnimplementedError(

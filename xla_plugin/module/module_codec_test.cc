@@ -226,6 +226,35 @@ TEST(ModuleCodecTest, RefusesToLoseWhatSaysSomething) {
   refused(proto, "c");
 }
 
+// Layout.AUTO leaves a layout to XLA, and the default is one that it may
+// choose.
+TEST(ModuleCodecTest, TakesEntryLayoutsThatAreLeftToXla) {
+  xla::HloModuleProto proto = Proto();
+  xla::ProgramShapeProto* shape = proto.mutable_host_program_shape();
+  shape->mutable_parameters(0)->clear_layout();
+  shape->mutable_result()->mutable_tuple_shapes(0)->clear_layout();
+  const auto status = DecodedModule::Decode(proto.SerializeAsString()).status();
+  EXPECT_TRUE(status.ok()) << status;
+
+  // Neither another argument's own layout nor memory of the host goes with it.
+  xla::HloModuleProto own = proto;
+  auto* layout =
+      own.mutable_host_program_shape()->mutable_parameters(2)->mutable_layout();
+  layout->set_minor_to_major(0, 0);
+  layout->set_minor_to_major(1, 1);
+  EXPECT_THAT(
+      std::string(
+          DecodedModule::Decode(own.SerializeAsString()).status().message()),
+      HasSubstr("layouts of its own"));
+  xla::HloModuleProto host = proto;
+  constexpr int64_t kHost = 5;
+  Find(host, "x")->mutable_shape()->mutable_layout()->set_memory_space(kHost);
+  EXPECT_THAT(
+      std::string(
+          DecodedModule::Decode(host.SerializeAsString()).status().message()),
+      HasSubstr("arrays on the host"));
+}
+
 TEST(ModuleCodecTest, RefusesWhatItWouldChange) {
   // An opcode of the future, and bytes that are no module at all.
   xla::HloModuleProto proto = Proto();
