@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a launch hands to CUDA. That kernels compute the right thing is for
+// cuda/device_tests to show.
+#include "cuda/runtime/launch.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/kernel/device/arguments.h"
+#include "cuda/program/call_contract.h"
+
+namespace {
+
+struct Launch {
+  const void* function;
+  dim3 grid;
+  dim3 block;
+  oneshot::KernelArguments arguments;
+  size_t shared_bytes;
+  cudaStream_t stream;
+};
+
+std::vector<Launch> launches;
+std::vector<const void*> loads;
+cudaError_t answer = cudaSuccess;
+
+}  // namespace
+
+// In place of CUDA's.
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block,
+                             void** arguments, size_t shared_bytes,
+                             cudaStream_t stream) {
+  Launch launch = {function, grid, block, {}, shared_bytes, stream};
+  std::memcpy(&launch.arguments, arguments[0], sizeof(launch.arguments));
+  launches.push_back(launch);
+  return answer;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* function) {
+  loads.push_back(function);
+  return answer;
+}
+
+namespace oneshot {
+namespace {
+
+// An address; nobody looks at what is there.
+template <typename T>
+T* At(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+class LaunchTest : public testing::Test {
+ protected:
+  LaunchTest() {
+    launches.clear();
+    loads.clear();
+    answer = cudaSuccess;
+    kernel_.function = At<std::remove_pointer_t<cudaKernel_t>>(0x10);
+    kernel_.plan.blocks = 12;
+    kernel_.plan.tuning.threads = 256;
+  }
+
+  Kernel kernel_;
+};
+
+TEST_F(LaunchTest, EverythingReachesTheKernel) {
+  Buffers buffers;
+  buffers.x = At<void>(0x100);
+  for (int i = 0; i < kMaxOperands; ++i) {
+    buffers.operands[i] = At<void>(0x200 + i);
+  }
+  for (int i = 0; i < kMaxIndices; ++i) {
+    buffers.indices[i] = At<int32_t>(0x300 + 4 * i);
+  }
+  for (int i = 0; i < kMaxResults; ++i) {
+    buffers.results[i] = At<void>(0x400 + i);
+  }
+  WorkspaceView view;
+  view.rank = 3;
+  view.ranks = kMaxRanks;
+  for (int i = 0; i < kMaxRanks; ++i) view.inboxes[i] = At<void>(0x500 + i);
+  view.control = At<Control>(0x600);
+  view.fault = At<Fault>(0x700);
+  view.timeout_ns = 42;
+  const auto stream = At<std::remove_pointer_t<cudaStream_t>>(0x800);
+  EXPECT_EQ(LaunchAllReduce(kernel_, buffers, view, /*site=*/17, stream),
+            cudaSuccess);
+
+  ASSERT_EQ(launches.size(), 1u);
+  const Launch& launch = launches[0];
+  EXPECT_EQ(launch.function, At<void>(0x10));
+  EXPECT_EQ(launch.grid.x, 12u);
+  EXPECT_EQ(launch.block.x, 256u);
+  EXPECT_EQ(launch.grid.y * launch.grid.z * launch.block.y * launch.block.z,
+            1u);
+  EXPECT_EQ(launch.shared_bytes, 0u);
+  EXPECT_EQ(launch.stream, stream);
+  const KernelArguments& arguments = launch.arguments;
+  EXPECT_EQ(arguments.x, buffers.x);
+  for (int i = 0; i < kMaxOperands; ++i) {
+    EXPECT_EQ(arguments.operands[i], buffers.operands[i]);
+  }
+  for (int i = 0; i < kMaxIndices; ++i) {
+    EXPECT_EQ(arguments.indices[i], buffers.indices[i]);
+  }
+  for (int i = 0; i < kMaxResults; ++i) {
+    EXPECT_EQ(arguments.results[i], buffers.results[i]);
+  }
+  for (int i = 0; i < kMaxRanks; ++i) {
+    EXPECT_EQ(arguments.inboxes[i], view.inboxes[i]);
+  }
+  EXPECT_EQ(arguments.control, view.control);
+  EXPECT_EQ(arguments.fault, view.fault);
+  EXPECT_EQ(arguments.timeout_ns, 42u);
+  EXPECT_EQ(arguments.site, 17u);
+  EXPECT_EQ(arguments.rank, 3);
+}
+
+TEST_F(LaunchTest, NothingToLaunch) {
+  EXPECT_EQ(LoadKernel(Kernel()), cudaSuccess);
+  EXPECT_EQ(LaunchAllReduce(Kernel(), {}, {}, 0, nullptr), cudaSuccess);
+  EXPECT_TRUE(loads.empty());
+  EXPECT_TRUE(launches.empty());
+}
+
+TEST_F(LaunchTest, LoadKernelAsksForTheKernel) {
+  EXPECT_EQ(LoadKernel(kernel_), cudaSuccess);
+  ASSERT_EQ(loads.size(), 1u);
+  EXPECT_EQ(loads[0], At<void>(0x10));
+}
+
+TEST_F(LaunchTest, ErrorsAreReturned) {
+  answer = cudaErrorMemoryAllocation;
+  EXPECT_EQ(LoadKernel(kernel_), cudaErrorMemoryAllocation);
+  EXPECT_EQ(LaunchAllReduce(kernel_, {}, {}, 0, nullptr),
+            cudaErrorMemoryAllocation);
+}
+
+TEST_F(LaunchTest, IsAligned) {
+  Buffers buffers;
+  EXPECT_TRUE(IsAligned(buffers));
+  buffers.x = At<void>(0x1010);
+  buffers.operands[kMaxOperands - 1] = At<void>(0x2020);
+  buffers.results[kMaxResults - 1] = At<void>(0x30F0);
+  buffers.indices[0] = At<int32_t>(0x4004);  // read by the element
+  EXPECT_TRUE(IsAligned(buffers));
+  Buffers shifted = buffers;
+  shifted.x = At<void>(0x1018);
+  EXPECT_FALSE(IsAligned(shifted));
+  shifted = buffers;
+  shifted.operands[kMaxOperands - 1] = At<void>(0x2022);
+  EXPECT_FALSE(IsAligned(shifted));
+  shifted = buffers;
+  shifted.results[kMaxResults - 1] = At<void>(0x30F8);
+  EXPECT_FALSE(IsAligned(shifted));
+}
+
+}  // namespace
+}  // namespace oneshot
