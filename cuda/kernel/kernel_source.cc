@@ -423,8 +423,8 @@ int MostReductions(const EpilogueProgram& program) {
 std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
                          int ranks, bool wide, Machine machine) {
   std::ostringstream out;
-  out << kKernelArgumentsText << kQuantizedFormatsText;
-  out << "namespace oneshot {\n"
+  out << kInterfaceText
+      << "namespace oneshot {\n"
          "enum DType { kF32, kBf16, kF16, kF8E4M3FN, kF8E5M2, kS8 };\n"
       << "constexpr DType kX = " << TypeName(program.x) << ";\n";
   const auto constant = [&](const char* name, int64_t value) {
@@ -447,8 +447,8 @@ std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
       << (plan.tuning.two_shot ? "true" : "false") << ";\n"
       << "constexpr bool kWide = " << (wide ? "true" : "false") << ";\n"
       << "}  // namespace oneshot\n"
-      << (machine == Machine::kGpu ? kKernelMachineText : "")
-      << kAllReduceKernelText << "namespace oneshot {\n"
+      << (machine == Machine::kGpu ? kPtxText : "") << kAllReduceText
+      << "namespace oneshot {\n"
       << "// " << ToText(program) << "\n"
       << ProgramWriter(program).Write() << "}  // namespace oneshot\n"
       << "extern \"C\" __global__ void __launch_bounds__(oneshot::kThreads";

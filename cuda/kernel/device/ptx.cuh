@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What the kernel asks of the machine: memory that several GPUs access, a
-// cluster of blocks, conversions of numbers. In front of all_reduce_kernel.cuh
-// when it is compiled at run time; emulated_machine.h has the same for a CPU.
+// cluster of blocks, conversions of numbers. It comes before the rest of the
+// kernel when that is compiled at run time; for a CPU, cuda/emulator/machine.h
+// has the same.
 
 namespace oneshot {
 
