@@ -208,7 +208,7 @@ class Emulator {
     while (Here().generation == 0) Yield();
   }
 
-  void StoreShared(float* target, float value, Barrier* barrier, int index) {
+  void StAsync(float* target, float value, Barrier* barrier, int index) {
     Block& mine = *current_->warp->block;
     Block& other = mine.cluster->blocks[index];
     if (other.live == 0) Fail("a store into a block that has ended");
@@ -223,7 +223,7 @@ class Emulator {
     if (Random(3) == 0) Yield();
   }
 
-  void ArriveExpecting(Barrier* barrier, uint32_t bytes) {
+  void MbarrierArriveExpectTx(Barrier* barrier, uint32_t bytes) {
     Yield();
     barrier->bytes += static_cast<int32_t>(bytes);
     --barrier->pending;
@@ -435,17 +435,16 @@ void StoreRemotely(unsigned* address, const unsigned* words, int count) {
 void* Shared(size_t bytes) { return running->Shared(bytes); }
 void ClusterArrive() { running->ClusterArrive(); }
 void ClusterWait() { running->ClusterWait(); }
-void InitBarrier(uint64_t* barrier) {
+void MbarrierInit(uint64_t* barrier) {
   *reinterpret_cast<Barrier*>(barrier) = {1, 0, 0};
 }
-void StoreShared(float* target, float value, uint64_t* barrier, int block) {
-  running->StoreShared(target, value, reinterpret_cast<Barrier*>(barrier),
-                       block);
+void StAsync(float* target, float value, uint64_t* barrier, int block) {
+  running->StAsync(target, value, reinterpret_cast<Barrier*>(barrier), block);
 }
-void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
-  running->ArriveExpecting(reinterpret_cast<Barrier*>(barrier), bytes);
+void MbarrierArriveExpectTx(uint64_t* barrier, uint32_t bytes) {
+  running->MbarrierArriveExpectTx(reinterpret_cast<Barrier*>(barrier), bytes);
 }
-bool IsComplete(const uint64_t* barrier, uint32_t parity) {
+bool MbarrierTryWait(const uint64_t* barrier, uint32_t parity) {
   running->Yield();
   return reinterpret_cast<const Barrier*>(barrier)->phase % 2 != parity;
 }

@@ -57,10 +57,10 @@ void StoreRemotely(unsigned* address, const unsigned* words, int count);
 void* Shared(size_t bytes);
 void ClusterArrive();
 void ClusterWait();
-void InitBarrier(uint64_t* barrier);
-void StoreShared(float* target, float value, uint64_t* barrier, int block);
-void ArriveExpecting(uint64_t* barrier, uint32_t bytes);
-bool IsComplete(const uint64_t* barrier, uint32_t parity);
+void MbarrierInit(uint64_t* barrier);
+void StAsync(float* target, float value, uint64_t* barrier, int block);
+void MbarrierArriveExpectTx(uint64_t* barrier, uint32_t bytes);
+bool MbarrierTryWait(const uint64_t* barrier, uint32_t parity);
 
 }  // namespace emulation
 }  // namespace oneshot

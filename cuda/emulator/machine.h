@@ -146,19 +146,18 @@ T& SharedMemory() {
 }
 inline void ClusterArrive() { oneshot::emulation::ClusterArrive(); }
 inline void ClusterWait() { oneshot::emulation::ClusterWait(); }
-inline void InitBarrier(uint64_t* barrier) {
-  oneshot::emulation::InitBarrier(barrier);
+inline void MbarrierInit(uint64_t* barrier) {
+  oneshot::emulation::MbarrierInit(barrier);
 }
-inline void FenceBarriers() {}
-inline void StoreShared(float* target, float value, uint64_t* barrier,
-                        int block) {
-  oneshot::emulation::StoreShared(target, value, barrier, block);
+inline void FenceMbarrierInit() {}
+inline void StAsync(float* target, float value, uint64_t* barrier, int block) {
+  oneshot::emulation::StAsync(target, value, barrier, block);
 }
-inline void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
-  oneshot::emulation::ArriveExpecting(barrier, bytes);
+inline void MbarrierArriveExpectTx(uint64_t* barrier, uint32_t bytes) {
+  oneshot::emulation::MbarrierArriveExpectTx(barrier, bytes);
 }
-inline bool IsComplete(uint64_t* barrier, uint32_t parity) {
-  return oneshot::emulation::IsComplete(barrier, parity);
+inline bool MbarrierTryWait(uint64_t* barrier, uint32_t parity) {
+  return oneshot::emulation::MbarrierTryWait(barrier, parity);
 }
 
 #endif  // ONESHOT_CUDA_EMULATOR_MACHINE_H_

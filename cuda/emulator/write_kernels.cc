@@ -30,7 +30,7 @@ int main() {
       std::fprintf(stderr, "case %zu does not fit\n", i);
       return 1;
     }
-    const bool wide = c.hidden * ByteWidth(program.x) % kPacketBytes == 0;
+    const bool vectorized = c.hidden * ByteWidth(program.x) % kPacketBytes == 0;
     const std::string space = "case_" + std::to_string(i);
     // The source stands in a namespace of its own, with all that it includes.
     std::printf(
@@ -40,7 +40,8 @@ int main() {
         "namespace %s {\n%s}\n"
         "#undef %s\n",
         Identifier(program).c_str(), i, space.c_str(),
-        KernelSource(program, *plan, c.ranks, wide, Machine::kEmulator).c_str(),
+        KernelSource(program, *plan, c.ranks, vectorized, Machine::kEmulator)
+            .c_str(),
         Identifier(program).c_str());
     table += "    {[](const void* arguments) {\n       " + space + "::kernel_" +
              std::to_string(i) + "(*static_cast<const " + space +

@@ -301,7 +301,7 @@ class ProgramWriter {
     const Loop& loop = loops[s];
     for (int v = 0; v < size(); ++v) {
       if (IsReduction(At(v).op) && analysis_.stages[v] == s) {
-        out_ << "    float share" << v << "[kPackets];\n";
+        out_ << "    float partial" << v << "[kPackets];\n";
       }
     }
     for (size_t r = 0; r < program_.results.size(); ++r) {
@@ -312,7 +312,7 @@ class ProgramWriter {
     out_ << "#pragma unroll\n    for (int p = 0; p < kPackets; ++p) {\n";
     for (int v = 0; v < size(); ++v) {
       if (IsReduction(At(v).op) && analysis_.stages[v] == s) {
-        out_ << "      share" << v << "[p] = Identity<"
+        out_ << "      partial" << v << "[p] = Identity<"
              << ReductionName(At(v).op) << ">();\n";
       }
     }
@@ -332,7 +332,7 @@ class ProgramWriter {
         continue;
       }
       if (IsReduction(At(v).op) && analysis_.stages[v] == s) {
-        out_ << "        Accumulate<" << ReductionName(At(v).op) << ">(share"
+        out_ << "        Accumulate<" << ReductionName(At(v).op) << ">(partial"
              << v << "[p], " << Value(At(v).inputs[0]) << ", place, i);\n";
         continue;
       }
@@ -386,21 +386,21 @@ class ProgramWriter {
     }
     for (size_t slot = 0; slot < reductions.size(); ++slot) {
       const int v = reductions[slot];
-      out_ << "    reducer.Give<" << ReductionName(At(v).op) << ">(" << slot
-           << ", tile, share" << v << ");\n";
+      out_ << "    reducer.StorePartials<" << ReductionName(At(v).op) << ">("
+           << slot << ", tile, partial" << v << ");\n";
     }
     // While the shares travel.
     WriteStores(s);
     if (reductions.empty()) return;
-    out_ << "    reducer.Meet(" << reductions.size() << ");\n";
+    out_ << "    reducer.WaitPartials(" << reductions.size() << ");\n";
     for (size_t slot = 0; slot < reductions.size(); ++slot) {
       const int v = reductions[slot];
       out_ << "    const float " << Value(v) << " = Round<"
-           << TypeName(At(v).round) << ">(reducer.Take<"
+           << TypeName(At(v).round) << ">(reducer.LoadReduced<"
            << ReductionName(At(v).op) << ">(" << slot << "));\n";
       WriteRowResults(v);
     }
-    out_ << "    reducer.Next();\n";
+    out_ << "    reducer.FlipBuffer();\n";
   }
 
   const EpilogueProgram& program_;
@@ -421,7 +421,7 @@ int MostReductions(const EpilogueProgram& program) {
 }  // namespace
 
 std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
-                         int ranks, bool wide, Machine machine) {
+                         int ranks, bool vectorized, Machine machine) {
   std::ostringstream out;
   out << kInterfaceText
       << "namespace oneshot {\n"
@@ -445,7 +445,8 @@ std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
   constant("kReductions", std::max(1, MostReductions(program)));
   out << "constexpr bool kTwoShot = "
       << (plan.tuning.two_shot ? "true" : "false") << ";\n"
-      << "constexpr bool kWide = " << (wide ? "true" : "false") << ";\n"
+      << "constexpr bool kVectorized = " << (vectorized ? "true" : "false")
+      << ";\n"
       << "}  // namespace oneshot\n"
       << (machine == Machine::kGpu ? kPtxText : "") << kAllReduceText
       << "namespace oneshot {\n"

@@ -17,11 +17,12 @@ enum class Machine { kGpu, kEmulator };
 
 // A complete translation unit for NVRTC, of one kernel that is named by
 // Identifier(program) and takes one KernelArguments by value. It depends on
-// nothing but the arguments, so equal sources mean equal kernels. With `wide`,
-// all buffers must be aligned to 16 bytes; that is of use only where whole
-// packets are, too.
+// nothing but the arguments, so equal sources mean equal kernels. With
+// `vectorized`, all buffers must be aligned to 16 bytes; that is of use only
+// where whole packets are, too.
 std::string KernelSource(const EpilogueProgram& program, const LaunchPlan& plan,
-                         int ranks, bool wide, Machine machine = Machine::kGpu);
+                         int ranks, bool vectorized,
+                         Machine machine = Machine::kGpu);
 
 }  // namespace oneshot
 

@@ -29,13 +29,13 @@ struct Shape {
 };
 
 void Compile(const EpilogueProgram& program, const Shape& shape, int ranks,
-             int compute_capability, bool wide) {
+             int compute_capability, bool vectorized) {
   SetNvrtcPath("external/cuda/nvrtc");
   const DeviceLimits device = {100, compute_capability >= 90 ? 8 : 1};
   const auto plan =
       PlanLaunch(program, shape.rows, shape.hidden, ranks, device);
   ASSERT_TRUE(plan.has_value());
-  const std::string source = KernelSource(program, *plan, ranks, wide);
+  const std::string source = KernelSource(program, *plan, ranks, vectorized);
   std::string cubin, error;
   EXPECT_TRUE(CompileCuda(source, compute_capability, &cubin, &error))
       << error << "\n"
@@ -55,22 +55,24 @@ constexpr char kNorm[] =
 
 TEST(KernelSourceTest, EveryArchitecture) {
   for (const int compute_capability : {80, 90, 100}) {
-    Compile(Parse(kNorm), {8, 8192}, 2, compute_capability, /*wide=*/true);
+    Compile(Parse(kNorm), {8, 8192}, 2, compute_capability,
+            /*vectorized=*/true);
     // In two shots.
-    Compile(Parse(kNorm), {8, 8192}, 8, compute_capability, /*wide=*/true);
+    Compile(Parse(kNorm), {8, 8192}, 8, compute_capability,
+            /*vectorized=*/true);
   }
 }
 
 TEST(KernelSourceTest, EveryNumberOfRanks) {
   for (int ranks = kMinRanks; ranks <= kMaxRanks; ++ranks) {
     const EpilogueProgram sum = Parse("x f16; v0 = sum; out0 v0 f16");
-    Compile(sum, {1, 64}, ranks, 90, /*wide=*/true);
-    Compile(sum, {64, 8192}, ranks, 90, /*wide=*/true);
+    Compile(sum, {1, 64}, ranks, 90, /*vectorized=*/true);
+    Compile(sum, {64, 8192}, ranks, 90, /*vectorized=*/true);
   }
 }
 
 TEST(KernelSourceTest, UnalignedRows) {
-  Compile(Parse(kNorm), {3, 1003}, 2, 90, /*wide=*/false);
+  Compile(Parse(kNorm), {3, 1003}, 2, 90, /*vectorized=*/false);
 }
 
 // Results of one byte, of elements and of rows: four or eight to a packet.
@@ -81,9 +83,9 @@ TEST(KernelSourceTest, QuantizedResults) {
               "; v0 = sum; v1 = abs v0; v2 = reduce_max v1; v3 = divide v0 v2; "
               "out0 v3 f8e4m3fn; out1 v3 f8e5m2; out2 v3 s8; out3 v2 s8");
     for (const int compute_capability : {80, 90, 100}) {
-      Compile(program, {8, 8192}, 2, compute_capability, /*wide=*/true);
+      Compile(program, {8, 8192}, 2, compute_capability, /*vectorized=*/true);
     }
-    Compile(program, {3, 1003}, 2, 90, /*wide=*/false);
+    Compile(program, {3, 1003}, 2, 90, /*vectorized=*/false);
   }
 }
 

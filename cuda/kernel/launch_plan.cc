@@ -136,8 +136,8 @@ Tuning Choose(const Shape& shape, const DeviceLimits& device) {
   return tuning;
 }
 
-std::optional<LaunchPlan> Spread(const Shape& shape, const Tuning& tuning,
-                                 const DeviceLimits& device) {
+std::optional<LaunchPlan> BuildPlan(const Shape& shape, const Tuning& tuning,
+                                    const DeviceLimits& device) {
   const int64_t tile = int64_t{tuning.threads} * tuning.packets;
   if (tuning.threads > kMaxThreads || tuning.threads % kWarp != 0 ||
       tuning.packets > kMaxPacketsPerThread ||
@@ -176,7 +176,7 @@ std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
   if (rows == 0) return LaunchPlan();
   const std::optional<Shape> shape = ShapeOnWire(program, rows, hidden, ranks);
   if (!shape) return std::nullopt;
-  return Spread(*shape, Choose(*shape, device), device);
+  return BuildPlan(*shape, Choose(*shape, device), device);
 }
 
 std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
@@ -187,7 +187,7 @@ std::optional<LaunchPlan> PlanLaunch(const EpilogueProgram& program,
   if (!shape || (tuning.two_shot && !CanTakeTwoShots(program))) {
     return std::nullopt;
   }
-  return Spread(*shape, tuning, device);
+  return BuildPlan(*shape, tuning, device);
 }
 
 }  // namespace oneshot

@@ -11,8 +11,8 @@ namespace oneshot {
 
 template <typename Program>
 __device__ __forceinline__ void AllReduce(const KernelArguments& args) {
-  RowShares& shares = SharedMemory<RowShares>();
-  RowReducer reducer(shares);
+  RowPartials& partials = SharedMemory<RowPartials>();
+  RowReducer reducer(partials);
   // First what the peers wait for. All else that the first tile needs is asked
   // for behind the push, but before the first wait for a peer. Often it is not
   // in the L2, and were it asked for earlier, the push would wait for it: the

@@ -12,10 +12,10 @@ constexpr int kPairs = kElements / 2;
 constexpr int kTiles = kRows * kTilesPerRow;
 constexpr int kPartials = (kPacketsPerRow + kWarp - 1) / kWarp;
 // Shares of a reduction that are given. In a cluster also those of warps that
-// the row has nothing for: see RowShares.
-constexpr int kGiven =
+// the row has nothing for: see RowPartials.
+constexpr int kStoredPartials =
     kCluster == 1 ? kPartials : kTilesPerRow * kPackets * kThreads / kWarp;
-constexpr int kPaddedPartials = (kGiven + kWarp - 1) / kWarp * kWarp;
+constexpr int kPaddedPartials = (kStoredPartials + kWarp - 1) / kWarp * kWarp;
 // Whether every packet of a row is full.
 constexpr bool kFull = kHidden % kElements == 0;
 // Whether every thread has all its packets in every tile.
@@ -93,7 +93,7 @@ __device__ __forceinline__ Raw<kType> Load(const void* data, int index,
   if (count == 0) return raw;
   const char* source = static_cast<const char*>(data) +
                        static_cast<int64_t>(index) * kBytes<kType>;
-  if constexpr (kWide && Raw<kType>::kWords >= 4) {
+  if constexpr (kVectorized && Raw<kType>::kWords >= 4) {
 #pragma unroll
     for (int i = 0; i < Raw<kType>::kWords; i += 4) {
       const uint4 quad = LoadNow128(source + 4 * i);
@@ -102,7 +102,7 @@ __device__ __forceinline__ Raw<kType> Load(const void* data, int index,
       raw.words[i + 2] = quad.z;
       raw.words[i + 3] = quad.w;
     }
-  } else if constexpr (kWide) {
+  } else if constexpr (kVectorized) {
     const uint2 two = LoadNow64(source);
     raw.words[0] = two.x;
     raw.words[1] = two.y;
@@ -149,15 +149,15 @@ __device__ __forceinline__ void Store(void* data, const Place& place,
   const auto& words = raw.words;
   char* target = static_cast<char*>(data) +
                  static_cast<int64_t>(place.index()) * kBytes<kType>;
-  if constexpr (kWide && Raw<kType>::kWords >= 4) {
+  if constexpr (kVectorized && Raw<kType>::kWords >= 4) {
 #pragma unroll
     for (int i = 0; i < Raw<kType>::kWords; i += 4) {
       *reinterpret_cast<uint4*>(target + 4 * i) =
           make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
     }
-  } else if constexpr (kWide && Raw<kType>::kWords == 2) {
+  } else if constexpr (kVectorized && Raw<kType>::kWords == 2) {
     *reinterpret_cast<uint2*>(target) = make_uint2(words[0], words[1]);
-  } else if constexpr (kWide) {
+  } else if constexpr (kVectorized) {
     *reinterpret_cast<uint32_t*>(target) = words[0];
   } else {
 #pragma unroll

@@ -165,9 +165,9 @@ __device__ __forceinline__ unsigned LanesOf(const Place& place) {
 }
 
 // A wait that takes long. Returns when it has begun.
-__device__ __noinline__ uint64_t Look(const KernelArguments& args,
-                                      uint32_t epoch, int peer,
-                                      uint64_t start) {
+__device__ __noinline__ uint64_t CheckDeadline(const KernelArguments& args,
+                                               uint32_t epoch, int peer,
+                                               uint64_t start) {
   const uint64_t now = Nanoseconds();
   if (start == 0) return now;
   if (now - start < args.timeout_ns) return start;
@@ -202,7 +202,7 @@ __device__ __forceinline__ void Await(const KernelArguments& args,
       peer = missing();
       if (peer == kNobody) return;
     }
-    start = Look(args, epoch, peer, start);
+    start = CheckDeadline(args, epoch, peer, start);
   }
 }
 

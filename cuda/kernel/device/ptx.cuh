@@ -211,7 +211,7 @@ __device__ __forceinline__ uint32_t InBlock(uint32_t address, int block) {
 }
 
 // For one arrival in each phase.
-__device__ __forceinline__ void InitBarrier(uint64_t* barrier) {
+__device__ __forceinline__ void MbarrierInit(uint64_t* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;"
                :
                : "r"(SharedAddress(barrier))
@@ -220,14 +220,14 @@ __device__ __forceinline__ void InitBarrier(uint64_t* barrier) {
 
 // Makes initial barriers known to the cluster, with a barrier of the cluster
 // behind it.
-__device__ __forceinline__ void FenceBarriers() {
+__device__ __forceinline__ void FenceMbarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
 }
 
 // Stores a value at the same place of another block of the cluster, where
 // `barrier` counts its bytes.
-__device__ __forceinline__ void StoreShared(float* target, float value,
-                                            uint64_t* barrier, int block) {
+__device__ __forceinline__ void StAsync(float* target, float value,
+                                        uint64_t* barrier, int block) {
   asm volatile(
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, "
       "[%2];"
@@ -238,8 +238,8 @@ __device__ __forceinline__ void StoreShared(float* target, float value,
 }
 
 // The arrival of the phase, which is complete when so many bytes have come.
-__device__ __forceinline__ void ArriveExpecting(uint64_t* barrier,
-                                                uint32_t bytes) {
+__device__ __forceinline__ void MbarrierArriveExpectTx(uint64_t* barrier,
+                                                       uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                :
                : "r"(SharedAddress(barrier)), "r"(bytes)
@@ -247,7 +247,8 @@ __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier,
 }
 
 // Whether the phase of this parity is; waits for it, but not for long.
-__device__ __forceinline__ bool IsComplete(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ bool MbarrierTryWait(uint64_t* barrier,
+                                                uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{ .reg .pred p;"

@@ -48,8 +48,8 @@ __device__ __forceinline__ float OverLanes(float value) {
 // warp of every block gives after it has taken the result of the one before.
 // Warps without a packet give some, too, which nobody takes: one that was left
 // behind by two would miss that its set was complete, and wait forever.
-struct RowShares {
-  alignas(16) float partials[2][kReductions][kPaddedPartials];
+struct RowPartials {
+  alignas(16) float values[2][kReductions][kPaddedPartials];
   // Complete when a set is; only in clusters of several blocks. The stores of
   // the shares themselves count on it, so that no block waits for all threads
   // of all others, as it would at a barrier of the cluster.
@@ -57,73 +57,73 @@ struct RowShares {
 };
 
 struct RowReducer {
-  RowShares& shares;
-  int set = 0;
+  RowPartials& partials;
+  int buffer = 0;
   uint32_t phases = 0;  // by set: the parity of the use that is next
 
   // To be followed by a barrier of the cluster, which may be relaxed: the fence
   // is made for this.
-  __device__ __forceinline__ explicit RowReducer(RowShares& shares)
-      : shares(shares) {
+  __device__ __forceinline__ explicit RowReducer(RowPartials& partials)
+      : partials(partials) {
     if constexpr (kCluster > 1) {
       if (threadIdx.x != 0) return;
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        InitBarrier(&shares.complete[s]);
-      }
-      FenceBarriers();
+      for (int b = 0; b < 2; ++b) MbarrierInit(&partials.complete[b]);
+      FenceMbarrierInit();
     }
   }
 
   // Hands in the thread's share of reduction number `slot`.
   template <Reduction kReduction>
-  __device__ __forceinline__ void Give(int slot, int tile,
-                                       const float (&values)[kPackets]) {
+  __device__ __forceinline__ void StorePartials(
+      int slot, int tile, const float (&values)[kPackets]) {
 #pragma unroll
     for (int p = 0; p < kPackets; ++p) {
       const float value = OverLanes<kReduction, kWarp>(values[p]);
       const int lane = threadIdx.x % kWarp;
       const int partial = Locate(tile, p).packet / kWarp;
-      if (lane >= kCluster || partial >= kGiven) continue;
-      float* target = &shares.partials[set][slot][partial];
+      if (lane >= kCluster || partial >= kStoredPartials) continue;
+      float* target = &partials.values[buffer][slot][partial];
       if constexpr (kCluster == 1) {
         *target = value;
       } else {
         // Lane l writes to block l of the cluster.
-        StoreShared(target, value, &shares.complete[set], lane);
+        StAsync(target, value, &partials.complete[buffer], lane);
       }
     }
   }
 
   // Waits until the shares of `slots` reductions can be taken.
-  __device__ __forceinline__ void Meet(int slots) {
+  __device__ __forceinline__ void WaitPartials(int slots) {
     if constexpr (kCluster == 1) {
       __syncthreads();
     } else {
-      uint64_t* barrier = &shares.complete[set];
-      if (threadIdx.x == 0) ArriveExpecting(barrier, slots * kGiven * 4);
-      while (!IsComplete(barrier, phases >> set & 1)) {
+      uint64_t* barrier = &partials.complete[buffer];
+      if (threadIdx.x == 0) {
+        MbarrierArriveExpectTx(barrier, slots * kStoredPartials * 4);
+      }
+      while (!MbarrierTryWait(barrier, phases >> buffer & 1)) {
       }
     }
   }
 
   // To be called when all results have been taken.
-  __device__ __forceinline__ void Next() {
-    phases ^= 1u << set;
-    set ^= 1;
+  __device__ __forceinline__ void FlipBuffer() {
+    phases ^= 1u << buffer;
+    buffer ^= 1;
   }
 
   // Every lane loads four shares, so that there is less to shuffle.
   template <Reduction kReduction>
-  __device__ __forceinline__ float Take(int slot) const {
-    const int lane = threadIdx.x % kTakers * 4;
+  __device__ __forceinline__ float LoadReduced(int slot) const {
+    const int lane = threadIdx.x % kLoadingLanes * 4;
     float values[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) values[i] = Identity<kReduction>();
 #pragma unroll
     for (int first = 0; first < kPartials; first += kWarp) {
       const float4 four = *reinterpret_cast<const float4*>(
-          &shares.partials[set][slot][first + lane]);
+          &partials.values[buffer][slot][first + lane]);
       const float loaded[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -132,13 +132,13 @@ struct RowReducer {
         }
       }
     }
-    return OverLanes<kReduction, kTakers>(
+    return OverLanes<kReduction, kLoadingLanes>(
         Combine<kReduction>(Combine<kReduction>(values[0], values[1]),
                             Combine<kReduction>(values[2], values[3])));
   }
 
  private:
-  static constexpr int kTakers = kWarp / 4;
+  static constexpr int kLoadingLanes = kWarp / 4;
 };
 
 }  // namespace oneshot
