@@ -23,9 +23,9 @@
 #include "xla/hlo/ir/hlo_opcode.h"
 #include "xla/layout_util.h"
 #include "xla/literal.h"
-#include "xla/service/collective_ops_utils.h"
 #include "xla/shape_util.h"
 #include "xla/xla_data.pb.h"
+#include "xla_plugin/match/reduction_kind.h"
 
 namespace oneshot {
 namespace {
@@ -339,7 +339,7 @@ std::optional<Op> ReductionOperation(const HloInstruction* hlo) {
     return std::nullopt;
   }
   const std::optional<float> init = ConstantValue(hlo->operand(1));
-  const auto kind = xla::MatchReductionComputation(hlo->to_apply());
+  const auto kind = ReductionKindOf(hlo);
   if (!init.has_value() || !kind.has_value()) return std::nullopt;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   switch (*kind) {
@@ -1110,8 +1110,7 @@ std::optional<std::string> WhyNotSum(const HloInstruction* sum,
 
 std::optional<std::string> WhyNotAllReduce(
     const xla::HloAllReduceInstruction* hlo) {
-  if (xla::MatchReductionComputation(hlo->to_apply()) !=
-      xla::ReductionKind::SUM) {
+  if (ReductionKindOf(hlo) != xla::ReductionKind::SUM) {
     return "reduction is not a sum";
   }
   if (hlo->constrain_layout()) return "layout is constrained by the client";

@@ -15,8 +15,8 @@
 #include "xla/hlo/ir/hlo_computation.h"
 #include "xla/hlo/ir/hlo_instructions.h"
 #include "xla/hlo/ir/hlo_opcode.h"
-#include "xla/service/collective_ops_utils.h"
 #include "xla/shape_util.h"
+#include "xla_plugin/match/reduction_kind.h"
 #include "xla_plugin/match/replication.h"
 #include "xla_plugin/pass/unsharding.h"
 
@@ -60,20 +60,13 @@ bool IsOfReductions(const HloInstruction* all_reduce) {
       !ShapeUtil::ElementIsFloating(reduce->shape())) {
     return false;
   }
-  const auto local = xla::MatchReductionComputation(reduce->to_apply());
-  const auto kind = xla::MatchReductionComputation(all_reduce->to_apply());
-  if (!kind.has_value() || kind != local) return false;
+  const auto kind = ReductionKindOf(all_reduce);
+  if (!kind.has_value() || kind != ReductionKindOf(reduce)) return false;
   // A value that every rank starts from counts once for each of them.
   const HloInstruction* init = reduce->operand(1);
   switch (*kind) {
     case xla::ReductionKind::SUM:
       return reduce->shape().element_type() == xla::F32 &&
-             reduce->to_apply()->root_instruction()->shape().element_type() ==
-                 xla::F32 &&
-             all_reduce->to_apply()
-                     ->root_instruction()
-                     ->shape()
-                     .element_type() == xla::F32 &&
              init->opcode() == HloOpcode::kConstant &&
              init->literal().IsZero({});
     case xla::ReductionKind::MAX:

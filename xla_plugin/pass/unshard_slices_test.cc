@@ -235,6 +235,23 @@ TEST(UnshardSlicesTest, Maximum) {
   EXPECT_COLLECTIVES(result, 1, 1);
 }
 
+// The local maximum rounds where the one over ranks does not.
+TEST(UnshardSlicesTest, ReductionsOfDifferentTypes) {
+  for (const char* init : {"0", "-inf"}) {
+    const std::string kind = init[0] == '0' ? "add" : "maximum";
+    Result result = Unshard(
+        kNorm,
+        {{"ROOT c = f32[] add(a, b)", "ROOT c = f32[] " + kind + "(a, b)"},
+         {"ROOT c = bf16[] add(a, b)", "ROOT c = bf16[] " + kind + "(a, b)"},
+         {"init = f32[] constant(0)",
+          "init = f32[] constant(" + std::string(init) + ")"},
+         {"reduce(square, init), dimensions={1}, to_apply=add",
+          "reduce(square, init), dimensions={1}, to_apply=add_bf16"}});
+    // The gather is another matter.
+    EXPECT_COLLECTIVES(result, 2, 1);
+  }
+}
+
 TEST(UnshardSlicesTest, TooLarge) {
   EXPECT_FALSE(Unshard(kNorm, {{"[4,", "[40960,"},
                                {"{4,64}", "{40960,64}"},
