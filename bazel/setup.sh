@@ -94,6 +94,8 @@ xla() {
   mkdir -p .deps/xla
   unzip -q .deps/downloads/tensorflow_cpu-"${XLA_PACKAGE#*==}"-*.whl -d .deps/xla \
     'tensorflow/include/*' 'tensorflow/libtensorflow_*.so.2'
+  PYTHONPATH=python .venv/bin/python -c \
+    'import pathlib, oneshot.xla_wheel as wheel; wheel.rename(pathlib.Path(".deps/xla/tensorflow"))'
 }
 
 # Wheels alone, into a folder of their own: fetch_into FOLDER PACKAGE...
@@ -133,7 +135,7 @@ debian_packages
 step .venv "$PWD ${VENV_PACKAGES[*]}" venv .venv "${VENV_PACKAGES[@]}"
 step .deps/newest "$PWD ${NEWEST_PACKAGES[*]}" venv .deps/newest "${NEWEST_PACKAGES[@]}"
 ! nvidia-smi -L >/dev/null 2>&1 || step .venv/gpu "${GPU_PACKAGES[*]}" gpu
-step .deps/xla "$XLA_PACKAGE" xla
+step .deps/xla "$XLA_PACKAGE, renamed" xla
 step .deps/xla_gpu "${XLA_GPU_PACKAGES[*]}" xla_gpu .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}"
 step .deps/newest_xla_gpu "${NEWEST_XLA_GPU_PACKAGES[*]}" \
   xla_gpu .deps/newest_xla_gpu "${NEWEST_XLA_GPU_PACKAGES[@]}"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """@xla, from the headers and libraries that a TensorFlow wheel carries.
 
+The libraries have been given names of their own; see xla_wheel.py.
+
 The wheel exports XLA's C++ interface, so that a pass can be compiled against it
 in seconds. The labels are those of XLA's own build; all of them lead to the one
 set of headers and libraries.
@@ -66,8 +68,8 @@ cc_library(
 filegroup(
     name = "libraries",
     srcs = [
-        "lib/libtensorflow_cc.so.2",
-        "lib/libtensorflow_framework.so.2",
+        "lib/liboneshot_xla_cc.so",
+        "lib/liboneshot_xla_framework.so",
     ],
 )
 """
@@ -83,7 +85,7 @@ alias(
 def _xla_wheel_repository_impl(repository_ctx):
     wheel = workspace_path(repository_ctx, ".deps/xla/tensorflow")
     repository_ctx.symlink(wheel.get_child("include"), "include")
-    for library in ["libtensorflow_cc.so.2", "libtensorflow_framework.so.2"]:
+    for library in ["liboneshot_xla_cc.so", "liboneshot_xla_framework.so"]:
         repository_ctx.symlink(wheel.get_child(library), "lib/" + library)
     repository_ctx.file("BUILD", _BUILD)
     for package, targets in _LABELS.items():

@@ -44,7 +44,7 @@ def test_all_variables(tmp_path: Path) -> None:
     ("environ", "message"),
     [
         ({"ONESHOT_DUMP_TO": "/dev/null/x"}, "ONESHOT_DUMP_TO='/dev/null/x'"),
-        ({"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2 and no libtensorflow_cc.so.2"),
+        ({"ONESHOT_XLA_DIR": "/"}, "no liboneshot_xla_framework.so and no liboneshot_xla_cc.so"),
     ],
 )
 def test_bad_environment(environ: dict[str, str], message: str) -> None:

@@ -269,16 +269,19 @@ def test_plugin(
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A wheel with stand-ins that install-xla takes for the right one."""
-    library = tmp_path / "library.so"
-    command = ["cc", "-g", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
-    subprocess.run(command, input="int answer(void) { return 42; }", text=True, check=True)
     path = tmp_path / "tensorflow_cpu.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tensorflow/python/__init__.py", "")
-        for name in libraries.XLA_LIBRARIES:
+        needed: list[str] = []
+        for name in ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2"):
+            library = tmp_path / name
+            command = ["cc", "-g", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-Wl,--no-as-needed"]
+            command += ["-x", "c", "-", "-x", "none", *needed, "-o", str(library)]
+            subprocess.run(command, input="int answer(void) { return 42; }", text=True, check=True)
             archive.write(library, f"tensorflow/{name}")
+            needed = [str(library)]
     monkeypatch.setattr(xla_wheel, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return path
@@ -291,12 +294,30 @@ def test_install_xla(wheel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert libraries.find_xla(None) == home
     assert {path.name for path in home.iterdir()} == set(libraries.XLA_LIBRARIES)
     assert list(home.parent.iterdir()) == [home]  # nothing temporary stays
-    for name in libraries.XLA_LIBRARIES:
-        # Cut, and still a library.
-        assert (home / name).stat().st_size < (wheel.parent / "library.so").stat().st_size
-        code = f"import ctypes; print(ctypes.CDLL({str(home / name)!r}).answer())"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        assert done.stdout.strip() == b"42"
+    framework, cc = libraries.XLA_LIBRARIES
+    # Cut, and still a library.
+    assert (home / cc).stat().st_size < (wheel.parent / "libtensorflow_cc.so.2").stat().st_size
+    code = (
+        "import ctypes, sys\n"
+        "libraries = [ctypes.CDLL(path) for path in sys.argv[1:]]\n"
+        "print(libraries[-1].answer(), open('/proc/self/maps').read())"
+    )
+
+    def load(*paths: Path) -> str:
+        command = [sys.executable, "-c", code, *map(str, paths)]
+        done = subprocess.run(command, capture_output=True, check=False, text=True)
+        return done.stdout if done.returncode == 0 else done.stderr
+
+    # Each is bound to its own, whichever the process has loaded before.
+    originals = [
+        wheel.parent / "libtensorflow_framework.so.2",
+        wheel.parent / "libtensorflow_cc.so.2",
+    ]
+    assert f"{framework}: cannot open shared object" in load(home / cc)
+    assert f"{framework}: cannot open shared object" in load(*originals, home / cc)
+    found = load(*originals, home / framework, home / cc)
+    assert found.startswith("42")
+    assert all(str(path) in found for path in (*originals, home / framework, home / cc))
     wheel.unlink()
     assert command_line.main(["install-xla"]) == 0  # there already: nothing to fetch
 

@@ -23,7 +23,7 @@ def test_on_loads_xla_for_the_first_all_reduce() -> None:
     assert done.out == [
         "['liboneshot_hook']",
         "fused",
-        "['liboneshot_hook', 'libtensorflow_cc']",
+        "['liboneshot_hook', 'liboneshot_xla_cc']",
     ]
     assert not done.lines
 

@@ -9,35 +9,18 @@ from oneshot import libraries, native, xla_wheel
 
 
 def test_find_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Tensorflow:
-        """An installed distribution."""
-
-        version = "2.20.0"
-
-        def __init__(self, name: str):
-            if name != "tensorflow":
-                raise importlib.metadata.PackageNotFoundError
-
-        @staticmethod
-        def locate_file(path: str) -> Path:
-            return tmp_path / "site" / path
-
-    monkeypatch.setattr(libraries.importlib.metadata, "distribution", Tensorflow)
     monkeypatch.setattr(native, "LIBRARIES", tmp_path / "lib")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     named = tmp_path / "named"
     assert libraries.find_xla(named) is None
     # The last of those that are there wins, from the least to the most specific place.
     home = f"data/oneshot/xla-{libraries.XLA_VERSION}"
-    for place in ("site/tensorflow", home, "lib/xla", "named"):
+    for place in (home, "lib/xla", "named"):
         directory = tmp_path / place
         directory.mkdir(parents=True)
         for name in libraries.XLA_LIBRARIES:
             assert libraries.find_xla(named) != directory
             (directory / name).touch()
-        if place == "site/tensorflow":
-            assert libraries.find_xla(named) is None  # of another version
-            Tensorflow.version = libraries.XLA_VERSION
         assert libraries.find_xla(named) == directory
 
 
@@ -82,15 +65,17 @@ def test_nvrtc_of_the_linker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    xla = tmp_path / "xla"
+    xla.mkdir()
     monkeypatch.setattr(native, "LIBRARIES", tmp_path)
-    ours, theirs = tmp_path / "liboneshot_a.so", tmp_path / libraries.XLA_LIBRARIES[0]
-    for name in (ours.name, *libraries.XLA_LIBRARIES):
-        (tmp_path / name).write_bytes(b"same")
-    first = libraries.fingerprint(tmp_path)
-    assert libraries.fingerprint(tmp_path) == first
+    ours, theirs = tmp_path / "liboneshot_a.so", xla / libraries.XLA_LIBRARIES[0]
+    for path in (ours, *(xla / name for name in libraries.XLA_LIBRARIES)):
+        path.write_bytes(b"same")
+    first = libraries.fingerprint(xla)
+    assert libraries.fingerprint(xla) == first
     theirs.write_bytes(b"emas")  # of XLA's, only the sizes count
-    assert libraries.fingerprint(tmp_path) == first
+    assert libraries.fingerprint(xla) == first
     theirs.write_bytes(b"sam")
-    second = libraries.fingerprint(tmp_path)
+    second = libraries.fingerprint(xla)
     ours.write_bytes(b"emas")
-    assert len({first, second, libraries.fingerprint(tmp_path)}) == 3
+    assert len({first, second, libraries.fingerprint(xla)}) == 3

@@ -32,7 +32,7 @@ def compiled():
 
 def libraries():
     maps = open("/proc/self/maps").read()
-    return [name for name in ("liboneshot_hook", "libtensorflow_cc") if name in maps]
+    return [name for name in ("liboneshot_hook", "liboneshot_xla_cc") if name in maps]
 """
 SHOW = "print(compiled())"
 

@@ -53,7 +53,7 @@ def test_off_wins(script: Path) -> None:
         (["run"], {}, "a script is required"),
         (["run", "missing.py"], {}, "no such file: missing.py"),
         (["run", "x.py"], {"ONESHOT": "maybe"}, "ONESHOT='maybe': must be one of"),
-        (["run", "x.py"], {"ONESHOT_XLA_DIR": "/"}, "no libtensorflow_framework.so.2"),
+        (["run", "x.py"], {"ONESHOT_XLA_DIR": "/"}, "no liboneshot_xla_framework.so"),
         (["jog", "x.py"], {}, "invalid choice"),
     ],
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from oneshot import native
 
-XLA_LIBRARIES = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
-"""XLA, as the tensorflow wheels ship it; see `find_xla`."""
+XLA_LIBRARIES = ("liboneshot_xla_framework.so", "liboneshot_xla_cc.so")
+"""XLA, as `xla_wheel` takes it out of the tensorflow wheel; the first is loaded first."""
 
 XLA_VERSION = "2.21.0"
 """Of the tensorflow wheel: the pass fits no other."""
@@ -43,8 +43,7 @@ def xla_home() -> Path | None:
 def find_xla(named: Path | None) -> Path | None:
     """Finds the directory with XLA's libraries.
 
-    Looks at `named`, then in the package, then where `python -m oneshot install-xla` puts them,
-    then for an installed tensorflow distribution, which is located but never imported.
+    Looks at `named`, then in the package, then where `python -m oneshot install-xla` puts them.
 
     Args:
       named: what ONESHOT_XLA_DIR says, or None.
@@ -52,16 +51,7 @@ def find_xla(named: Path | None) -> Path | None:
     Returns:
       The directory, or None when there is none.
     """
-    candidates = [named, native.LIBRARIES / "xla", xla_home()]
-    for name in ("tensorflow-cpu", "tensorflow"):
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if distribution.version != XLA_VERSION:
-            continue
-        candidates.append(Path(str(distribution.locate_file("tensorflow"))))
-    for directory in candidates:
+    for directory in (named, native.LIBRARIES / "xla", xla_home()):
         if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
             return directory
     return None

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches the two libraries that the pass is linked with, out of a TensorFlow wheel.
 
-Only they are kept, without what the loader never looks at. Nothing of TensorFlow is installed.
+Only they are kept, without what the loader never looks at, and under names of their own: the
+process may import TensorFlow, too. Nothing of TensorFlow is installed.
 """
 
 import hashlib
+import mmap
 import shutil
 import struct
 import subprocess
@@ -20,6 +22,14 @@ _DOWNLOAD = (
     *("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", "3.12"),
     *("--abi", "cp312", "--platform", "manylinux_2_27_x86_64"),
     f"tensorflow-cpu=={libraries.XLA_VERSION}",
+)
+# As they are called there: by file, by soname, and by what needs them.
+_ORIGINALS = dict(
+    zip(
+        libraries.XLA_LIBRARIES,
+        ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2"),
+        strict=True,
+    )
 )
 _SHA256 = "dcc8afd32930e42d5296b6ee19078b773706830af4ea97fbe503b9f5e0f820cb"
 _NEEDED_BYTES = 2 << 30  # the wheel, and the libraries before they are cut
@@ -87,11 +97,38 @@ def _verify(wheel: Path) -> None:
 
 def _extract(wheel: Path, directory: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        for name in libraries.XLA_LIBRARIES:
-            target = directory / name
-            with archive.open(f"tensorflow/{name}") as source, target.open("wb") as file:
+        for original in _ORIGINALS.values():
+            target = directory / original
+            with archive.open(f"tensorflow/{original}") as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
-            cut(target)
+    rename(directory)
+    for name in libraries.XLA_LIBRARIES:
+        cut(directory / name)
+
+
+def rename(directory: Path) -> None:
+    """Gives the wheel's two libraries in a directory the names of libraries.XLA_LIBRARIES."""
+    for new, old in _ORIGINALS.items():
+        (directory / old).rename(directory / new)
+        _rename_sonames(directory / new)
+
+
+def _rename_sonames(library: Path) -> None:
+    """Gives an ELF file, and those that it needs of XLA_LIBRARIES, their new sonames.
+
+    The linker takes a library that is loaded for another of the same soname. With its own, it
+    would bind Oneshot's XLA to the one that TensorFlow has brought along, of whatever version,
+    or TensorFlow to ours.
+    """
+    with library.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        for new, old in _ORIGINALS.items():
+            # A name in the table of strings lies between zeros; more of them after it are as good.
+            wanted = b"\0%s\0" % old.encode()
+            given = b"\0%s\0" % new.encode().ljust(len(old), b"\0")
+            at = content.find(wanted)
+            while at >= 0:
+                content[at : at + len(wanted)] = given
+                at = content.find(wanted, at + len(wanted) - 1)
 
 
 def cut(library: Path) -> None:

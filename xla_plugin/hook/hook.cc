@@ -52,8 +52,10 @@ __attribute__((format(printf, 2, 3))) void Log(LogLevel level,
 }
 
 // RTLD_LOCAL keeps the protobuf and absl of this XLA apart from jaxlib's.
+// TensorFlow is loaded with RTLD_GLOBAL: without RTLD_DEEPBIND, its symbols
+// would come before this XLA's own.
 void* Open(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
   if (library == nullptr) {
     Log(kWarning, "off, all modules stay with stock XLA: %s", dlerror());
   }
@@ -89,8 +91,8 @@ decltype(&OneshotRunPass) LoadPass() {
     const QuietLoading quiet;
     void* pass = nullptr;
     for (const std::string& path :
-         {config->xla_dir + "/libtensorflow_framework.so.2",
-          config->xla_dir + "/libtensorflow_cc.so.2", config->pass_library}) {
+         {config->xla_dir + "/liboneshot_xla_framework.so",
+          config->xla_dir + "/liboneshot_xla_cc.so", config->pass_library}) {
       pass = Open(path);
       if (pass == nullptr) return nullptr;
     }

@@ -19,7 +19,7 @@ extern "C" {
 // Sets where things are; strings are copied. Once per process, before the calls
 // below; returns non-zero, and changes nothing, when called again.
 //   pass_library  path of liboneshot_pass.so
-//   xla_dir       directory with libtensorflow_{framework,cc}.so.2
+//   xla_dir       directory with liboneshot_xla_{framework,cc}.so
 //   dump_dir      where dumps and reports go; "" for none
 //   log_level     lowest level that is printed: 0 debug, 1 info, 2 warning,
 //                 3 error
