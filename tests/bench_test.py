@@ -35,6 +35,7 @@ def test_op(tmp_path: Path) -> None:
     assert {arm: len(times) for arm, times in row["times"].items()} == {
         "stock": 2,
         "nccl": 2,
+        "nccl in graph": 2,
         "nccl symmetric": 2,
         "oneshot": 2,
     }

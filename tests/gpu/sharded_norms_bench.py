@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times decode layers whose norm gains are sharded over the tensor axis, without and with Oneshot.
 
-  python tests/gpu/sharded_norms_bench.py [--rounds N] [--batch N]
+  python tests/gpu/sharded_norms_bench.py [--rounds N] [--batch N] [--arms ...] [--programs ...]
 
 Needs two GPUs or more with peer access, and `oneshot` on the path. A layer has the sizes that each
 of eight GPUs would have of Llama-3-8B: hidden 4096, 1024 columns of attention, 3584 of the MLP.
-Each arm is a process of its own, in turns; a sample is the median of 15 loops on the device, of 100
-steps of 8 layers. Prints a line per sample: microseconds per layer, and the collectives of the
-program.
+The arms are those of `oneshot bench` and share what XLA's autotuning finds. Each sample is a
+process of its own, in turns: the median of 15 loops on the device, of 100 steps of 8 layers. Prints
+a line per sample: microseconds per layer, the collectives of the program, device and versions.
 """
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
+
+from oneshot import bench
 
 LAYERS, STEPS, SAMPLES = 8, 100, 15
 HIDDEN, ATTENTION, MLP = 4096, 1024, 3584
-ARMS = {
-    "stock": {},
-    "nccl": {"XLA_FLAGS": "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE"},
-    "oneshot": {"ONESHOT": "1"},
-}
 # Of the gains: how they lie, and whether one is added to them, as in Gemma.
 PROGRAMS = ("sharded", "sharded_plus_one", "replicated", "replicated_plus_one")
 
@@ -88,7 +85,12 @@ def measure(program: str, batch: int) -> dict[str, object]:
         "us_per_layer": round(float(np.median(times)) / STEPS / LAYERS * 1e6, 2),
         "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", hlo)),
         "all_gathers": len(re.findall(r" all-gather(?:-start)?\(", hlo)),
+        "reduce_scatters": len(re.findall(r" reduce-scatter(?:-start)?\(", hlo)),
         "calls": hlo.count('custom_call_target="oneshot_all_reduce'),
+        "ranks": ranks,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "platform": jax.devices()[0].client.platform_version.replace("\n", " "),
     }
 
 
@@ -97,23 +99,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--arms", nargs="+", choices=bench.ARMS, default=list(bench.ARMS))
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--measure", choices=PROGRAMS, help="as one arm")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.batch)))
         return
-    for number in range(arguments.rounds):
-        for program in PROGRAMS:
-            for arm, variables in ARMS.items():
-                command = [sys.executable, __file__, "--measure", program]
-                command += ["--batch", str(arguments.batch)]
-                environ = {**os.environ, "ONESHOT": "0", **variables}
-                done = subprocess.run(
-                    command, env=environ, capture_output=True, text=True, check=True
-                )
-                sample = json.loads(done.stdout.splitlines()[-1])
-                line = {"round": number, "program": program, "arm": arm, **sample}
-                print(json.dumps(line), flush=True)
+    with tempfile.TemporaryDirectory(prefix="oneshot-bench-") as autotuned:
+        for number in range(arguments.rounds):
+            for program in arguments.programs:
+                for arm in arguments.arms:
+                    command = [sys.executable, __file__, "--measure", program]
+                    command += ["--batch", str(arguments.batch)]
+                    done = subprocess.run(
+                        command,
+                        env=bench.environment(arm, autotuned),
+                        capture_output=True,
+                        text=True,
+                        check=False,
+                    )
+                    # An arm may be more than its NCCL can do.
+                    sample = (
+                        json.loads(done.stdout.splitlines()[-1])
+                        if done.returncode == 0
+                        else {"failed": done.stderr.splitlines()[-1:]}
+                    )
+                    line = {"round": number, "program": program, "arm": arm, **sample}
+                    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,13 @@ _NCCL = "--xla_gpu_experimental_use_collective_kernels=-ALL_REDUCE"
 # Memory that NCCL's kernels of lowest latency can use.
 _SYMMETRIC = "--xla_gpu_experimental_enable_nccl_symmetric_buffers=true"
 
+# Lets CUDA graphs hold calls of NCCL, too.
+_IN_GRAPH = "--xla_gpu_enable_command_buffer=+COLLECTIVES"
+
 ARMS = {
     "stock": {"ONESHOT": "0"},
     "nccl": {"ONESHOT": "0", "XLA_FLAGS": _NCCL},
+    "nccl in graph": {"ONESHOT": "0", "XLA_FLAGS": f"{_NCCL} {_IN_GRAPH}"},
     "nccl symmetric": {"ONESHOT": "0", "XLA_FLAGS": f"{_NCCL} {_SYMMETRIC}"},
     "oneshot": {"ONESHOT": "1"},
 }

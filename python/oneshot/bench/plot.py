@@ -17,12 +17,14 @@ from oneshot.bench import ARMS
 COLORS = {
     "stock": "#7b8794",
     "nccl": "#9aa5b1",
+    "nccl in graph": "#b5bfc9",
     "nccl symmetric": "#cbd2d9",
     "oneshot": "#2f6f4f",
 }
 NAMES = {
     "stock": "stock XLA",
     "nccl": "stock, NCCL",
+    "nccl in graph": "stock, NCCL in graph",
     "nccl symmetric": "stock, NCCL symmetric",
     "oneshot": "Oneshot",
 }
@@ -33,13 +35,15 @@ def chart(groups: dict[tuple[str, int], dict[str, float]], title: str) -> Iterat
     """Lines of an SVG.
 
     Args:
-      groups: microseconds by arm, by the model and the batch of a group of bars.
+      groups: microseconds by arm, by the model and the batch of a group of bars; an arm that a
+        group lacks is left out.
       title: what is shown.
     """
+    arms = [arm for arm in ARMS if all(arm in times for times in groups.values())]
     largest = max(max(times.values()) for times in groups.values())
     height = HEIGHT - TOP - BOTTOM
     slot = (WIDTH - LEFT - 10) / len(groups)
-    bar = slot / (len(ARMS) + 1)
+    bar = slot / (len(arms) + 1)
     digits = min(11, bar / 2)  # three and a half of them beside each other in a bar
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -47,13 +51,13 @@ def chart(groups: dict[tuple[str, int], dict[str, float]], title: str) -> Iterat
     )
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
     yield f'<text x="{LEFT}" y="22" font-size="15" font-weight="bold">{escape(title)}</text>'
-    for i, (arm, name) in enumerate(NAMES.items()):
+    for i, arm in enumerate(arms):
         x = LEFT + i * 165
         yield f'<rect x="{x}" y="34" width="12" height="12" fill="{COLORS[arm]}"/>'
-        yield f'<text x="{x + 18}" y="44">{name}</text>'
+        yield f'<text x="{x + 18}" y="44">{NAMES[arm]}</text>'
     centers: dict[str, list[float]] = {}
     for g, ((model, batch), times) in enumerate(groups.items()):
-        for i, arm in enumerate(ARMS):
+        for i, arm in enumerate(arms):
             size = times[arm] / largest * height
             x, y = LEFT + g * slot + i * bar, HEIGHT - BOTTOM - size
             yield (
@@ -64,7 +68,7 @@ def chart(groups: dict[tuple[str, int], dict[str, float]], title: str) -> Iterat
                 f'<text x="{x + bar * 0.46:.1f}" y="{y - 4:.1f}" text-anchor="middle" '
                 f'font-size="{digits:.1f}">{times[arm]:.{1 if times[arm] < 100 else 0}f}</text>'
             )
-        middle = LEFT + g * slot + bar * len(ARMS) / 2
+        middle = LEFT + g * slot + bar * len(arms) / 2
         centers.setdefault(model, []).append(middle)
         yield f'<text x="{middle:.1f}" y="{HEIGHT - 32}" text-anchor="middle">{batch}</text>'
     for model, middles in centers.items():
@@ -96,7 +100,7 @@ def main() -> None:
             wanted |= {"layers": arguments.layers}
         for row in sorted(rows, key=lambda row: row["case"]["batch"]):
             if row["case"].items() >= wanted.items():
-                times = {arm: statistics.median(row["times"][arm]) for arm in ARMS}
+                times = {arm: statistics.median(times) for arm, times in row["times"].items()}
                 groups[model, row["case"]["batch"]] = times
     if not groups:
         sys.exit(f"{arguments.file} has no {arguments.models[0]} in a {arguments.loop} loop")
