@@ -35,7 +35,7 @@ def run(script: str, *flags: str, **variables: str) -> str:
     )
     if done.returncode:
         raise DemoError(f"{script} exited with {done.returncode}:\n{done.stderr[-2000:]}")
-    sys.stderr.write("".join(re.findall(r"(?m)^oneshot: .*\n", done.stderr)))
+    sys.stderr.write("".join(re.findall(r"(?m)^oneshot\[.*\n", done.stderr)))
     return done.stdout
 
 

@@ -274,12 +274,13 @@ def test_several_processes_stay_stock(entry: list[str], tmp_path: Path) -> None:
         for rank in range(2)
     ]
     with process_group.killed(processes):
-        for process in processes:
+        for rank, process in enumerate(processes):
             out, err = process.communicate(timeout=60)
             assert process.returncode == 0, err
             # Gloo prints too.
             assert "28.0" in out.splitlines()
-            assert err.count("oneshot: off for cpu") == 1
+            prefix = f"oneshot[rank {rank} of 2, pid {process.pid}]: "
+            assert err.count(f"{prefix}off for cpu") == 1
 
 
 @pytest.mark.parametrize(
@@ -400,13 +401,46 @@ def test_prints_nothing_by_itself(logging: str) -> None:
     assert on.err == stock.err
 
 
-@pytest.mark.parametrize(
-    "logging",
-    ["import logging; logging.basicConfig(level='INFO')", "import absl.logging"],
-    ids=["logging", "absl"],
-)
-def test_each_line_is_printed_once_and_with_the_prefix(logging: str) -> None:
-    done = run("-c", f"{logging}\n{PROGRAM}{SHOW}", ONESHOT="1", ONESHOT_LOG="info")
-    assert done.code == 0, done.err
-    assert sorted(done.lines) == ["jit_program: 1 of 1 all-reduces fused", "on for cpu"]
-    assert done.err.count("on for cpu") == 1
+LINES = ["on for cpu", "jit_program: 1 of 1 all-reduces fused"]
+
+
+@pytest.mark.parametrize("logging", ["", "import absl.logging"], ids=["none", "absl"])
+def test_each_line_is_printed_once_and_with_the_pid(logging: str) -> None:
+    done = run_code(
+        f"{logging}\nimport os; print(os.getpid())\n{SHOW}", ONESHOT="1", ONESHOT_LOG="info"
+    )
+    assert done.lines == LINES
+    for line in LINES:
+        assert done.err.count(f"oneshot[pid {done.out[0]}]: {line}\n") == 1
+
+
+# Of Python and of C++; set up before and after Oneshot is.
+@pytest.mark.parametrize("early", [True, False], ids=["before", "after"])
+def test_lines_go_where_the_program_logs(early: bool) -> None:
+    setup = (
+        "import logging, os\n"
+        "logging.basicConfig(format='{%(name)s %(levelname)s %(process)d %(rank)s %(message)s}')\n"
+        "logging.getLogger('jax').propagate = False\n"
+    )
+    enable = "import oneshot; oneshot.enable()\n"
+    level = "import logging; logging.getLogger('oneshot').setLevel('INFO')\n"
+    done = run_code(
+        level + (setup + enable if early else enable + setup) + SHOW + "; print(os.getpid())"
+    )
+    assert done.out[0] == "fused"
+    assert done.lines == ([] if early else LINES[:1])
+    for line in LINES if early else LINES[1:]:
+        assert f"{{oneshot INFO {done.out[1]} 0 {line}}}" in done.err.splitlines()
+
+
+def test_a_line_that_python_does_not_take_is_printed() -> None:
+    # Who holds the GIL waits for the line to be written.
+    done = run_code(
+        "import ctypes, oneshot\n"
+        "from oneshot import native\n"
+        "oneshot.enable()\n"
+        "held = ctypes.PyDLL(str(native.LIBRARIES / 'liboneshot_hook.so'))\n"
+        "held.oneshot_log(3, b'a line')\n"
+        "held.oneshot_log(0, b'not shown')\n"
+    )
+    assert done.lines == ["a line"]

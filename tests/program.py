@@ -71,7 +71,7 @@ class Done:
         self.code = done.returncode
         self.out = done.stdout.splitlines()
         self.err = done.stderr
-        self.lines = re.findall(r"(?m)^oneshot: (.*)$", done.stderr)
+        self.lines = re.findall(r"(?m)^oneshot(?:\[.*?\])?: (.*)$", done.stderr)
 
 
 def run(*arguments: str | Path, **variables: str | Path) -> Done:

@@ -186,7 +186,7 @@ def test_dump_that_can_not_be_written(tmp_path: Path) -> None:
     code = f"import pathlib\npathlib.Path({str(directory)!r}).rmdir()\n"
     code += f"pathlib.Path({str(directory)!r}).write_text('')\n"
     program = PROGRAM.replace("x = np.ones", f"{code}x = np.ones")
-    assert "oneshot: can't write" in run(program, directory)
+    assert "]: can't write" in run(program, directory)
 
 
 def test_order(tmp_path: Path) -> None:

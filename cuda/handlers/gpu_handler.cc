@@ -271,6 +271,11 @@ ONESHOT_EXPORT void oneshot_gpu_set_timeout(double seconds) {
   oneshot::SetTimeout(seconds);
 }
 
+// Where lines for the log go; see fault.h.
+ONESHOT_EXPORT void oneshot_gpu_set_log(oneshot::OneshotLog log) {
+  oneshot::SetLog(log);
+}
+
 // Compiles the kernel of a call ahead of its first run. Null, or a malloc'ed
 // reason why that is not possible. Thread-safe.
 ONESHOT_EXPORT char* oneshot_gpu_compile(const char* program, int64_t rows,

@@ -32,6 +32,9 @@ State& GlobalState() {
   return *state;
 }
 
+std::atomic<OneshotLog> write_log =
+    +[](int, const char* text) { std::fprintf(stderr, "oneshot: %s\n", text); };
+
 // The kernel sets `raised` after everything else.
 bool IsRaised(const Fault& fault) {
   return __atomic_load_n(&fault.raised, __ATOMIC_ACQUIRE) != 0;
@@ -59,13 +62,16 @@ bool PollFaults(State& state) {
   for (const Fault* fault : state.watched) {
     if (!IsRaised(*fault)) continue;
     state.message = Describe(*fault, state);
-    std::fprintf(stderr, "oneshot: %s\n", state.message.c_str());
+    constexpr int kError = 3;
+    write_log.load()(kError, state.message.c_str());
     return true;
   }
   return false;
 }
 
 }  // namespace
+
+void SetLog(OneshotLog log) { write_log = log; }
 
 uint64_t SiteNumber(const std::string& site) {
   State& state = GlobalState();

@@ -3,7 +3,7 @@
 // What happens when a kernel has waited too long for a peer. The kernel leaves
 // a Fault in memory of the host and traps, which ends every computation of the
 // process on that device: XLA then fails the run, with an error of CUDA's that
-// says nothing about why. A thread of this process polls the Faults and prints
+// says nothing about why. A thread of this process polls the Faults and logs
 // which rank was waited for; the handler refuses further runs with the same
 // words.
 #ifndef ONESHOT_CUDA_RUNTIME_FAULT_H_
@@ -15,6 +15,11 @@
 #include "cuda/kernel/device/arguments.h"
 
 namespace oneshot {
+
+// Takes a line for the log, from any thread; 3 is the level of an error, see
+// hook.h. Until one is set, lines go to stderr.
+using OneshotLog = void (*)(int level, const char* text);
+void SetLog(OneshotLog log);
 
 // A number that stands for a site in Fault::site.
 uint64_t SiteNumber(const std::string& site);

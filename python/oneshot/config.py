@@ -43,14 +43,14 @@ class Config:
 
     Attributes:
       dump_to: where HLO and reports go; None for no dump.
-      log_level: a level of the `logging` module.
+      log_level: a level of the `logging` module; None if the environment names none.
       timeout: how long a GPU waits for another before the run fails, in seconds.
       xla_dir: where XLA's libraries are said to be; None to look for them.
       warnings: what is wrong and does not matter enough to stay off.
     """
 
     dump_to: Path | None = None
-    log_level: int = logging.WARNING
+    log_level: int | None = None
     timeout: float = 30.0
     xla_dir: Path | None = None
     warnings: tuple[str, ...] = ()
@@ -96,10 +96,12 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
       ConfigError: a variable that decides what is computed, where or for how long has a bad value.
     """
     warnings = _unknown(environ)
-    log_level = logging.WARNING
+    log_level = None
     try:
-        log_level = _choice("ONESHOT_LOG", environ.get("ONESHOT_LOG") or "warning", _LEVELS)
+        if level := environ.get("ONESHOT_LOG"):
+            log_level = _choice("ONESHOT_LOG", level, _LEVELS)
     except ConfigError as error:
+        log_level = logging.WARNING
         warnings.append(f"{error}; taken for warning")
     dump_to = environ.get("ONESHOT_DUMP_TO")
     if dump_to:

@@ -156,7 +156,8 @@ def _register(config: config_lib.Config) -> None:
     if xla_dir is None:
         raise UnavailableError(libraries.XLA_MISSING)
     hook = native.Hook()
-    hook.configure(xla_dir, config.dump_to, config.log_level)
+    hook.configure(xla_dir, config.dump_to, logger.level)
+    log.take_lines(hook)
 
     bundle = _bundle(jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"])
     try:
@@ -251,6 +252,7 @@ def _register_cuda(
         traits=_COMMAND_BUFFER_COMPATIBLE,
     )
     native.Gpu().set_timeout(config.timeout)
+    native.Gpu().set_log(hook.log)
     return hook.register(native.pjrt_api(c_api), kernel_compiler())
 
 

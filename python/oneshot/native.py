@@ -7,7 +7,7 @@ or AttributeError.
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ LIBRARIES = Path(__file__).parent / "lib"
 
 KernelCompiler = ctypes.c_void_p
 """The address of a OneshotCompile (see pass_library.h)."""
+
+LogFunction = ctypes.c_void_p
+"""The address of a OneshotLog (see fault.h)."""
 
 _TEXT = ctypes.c_char_p
 _ADDRESS = ctypes.c_void_p
@@ -62,6 +65,9 @@ class Hook:
         library.oneshot_hook_free.restype = None
         library.oneshot_hook_pause.argtypes = [ctypes.c_int]
         library.oneshot_hook_pause.restype = None
+        library.oneshot_log_set_rank.argtypes = [ctypes.c_int, ctypes.c_int]
+        library.oneshot_log_set_rank.restype = None
+        library.oneshot_log_close.restype = None
         self._library = library
 
     def configure(self, xla_dir: Path, dump_to: Path | None, log_level: int) -> None:
@@ -95,6 +101,34 @@ class Hook:
         """Leaves the modules that this thread compiles from now on as they are, or no longer."""
         self._library.oneshot_hook_pause(int(paused))
 
+    @property
+    def log(self) -> LogFunction:
+        """What other libraries hand their lines for the log to."""
+        return ctypes.cast(self._library.oneshot_log, LogFunction)
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Yields lines of C++ and their `logging` levels, until `close_log`. For one thread.
+
+        Whoever writes a line waits, for a second at most, until the next one is asked for.
+        """
+        # With the GIL: a line that is taken will be logged.
+        take = ctypes.PyDLL(self._library._name).oneshot_log_take
+        take.argtypes = [ctypes.POINTER(ctypes.c_int)]
+        take.restype = _ADDRESS
+        level = ctypes.c_int()
+        while self._library.oneshot_log_wait():
+            text = _ADDRESS(take(ctypes.byref(level)))
+            if text.value:
+                yield 10 * (level.value + 1), _take_string(text)
+
+    def close_log(self) -> None:
+        """Lets lines of C++ go to stderr from now on."""
+        self._library.oneshot_log_close()
+
+    def set_rank(self, rank: int, ranks: int) -> None:
+        """Says what lines on stderr say of this process: its number, and how many there are."""
+        self._library.oneshot_log_set_rank(rank, ranks)
+
 
 class Gpu:
     """liboneshot_cuda.so, which loads without a driver."""
@@ -107,6 +141,8 @@ class Gpu:
         library.oneshot_gpu_doctor.restype = _ADDRESS
         library.oneshot_gpu_set_timeout.argtypes = [ctypes.c_double]
         library.oneshot_gpu_set_timeout.restype = None
+        library.oneshot_gpu_set_log.argtypes = [LogFunction]
+        library.oneshot_gpu_set_log.restype = None
         library.oneshot_gpu_set_nvrtc.argtypes = [_TEXT]
         library.oneshot_gpu_set_nvrtc.restype = None
         self._library = library
@@ -123,6 +159,10 @@ class Gpu:
     def set_timeout(self, seconds: float) -> None:
         """Says how long a GPU waits for another."""
         self._library.oneshot_gpu_set_timeout(seconds)
+
+    def set_log(self, log: LogFunction) -> None:
+        """Says where lines for the log go."""
+        self._library.oneshot_gpu_set_log(log)
 
     def compiler(self, nvrtc: Path | None) -> KernelCompiler:
         """Returns what compiles kernels, with NVRTC from a directory, or else the linker's."""

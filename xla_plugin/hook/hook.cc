@@ -8,10 +8,12 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <string_view>
 
+#include "xla_plugin/hook/log.h"
 #include "xla_plugin/hook/pjrt_xla_transform.h"
 #include "xla_plugin/module/module_scan.h"
 #include "xla_plugin/pass/pass_library.h"
@@ -20,8 +22,6 @@
 
 namespace oneshot {
 namespace {
-
-enum LogLevel { kDebug = 0, kInfo = 1, kWarning = 2, kError = 3 };
 
 struct Config {
   std::string pass_library;
@@ -39,6 +39,9 @@ std::atomic<OneshotCompile> compile_kernel = nullptr;
 
 thread_local bool paused = false;
 
+// Leaked, too.
+LogQueue& log_queue = *new LogQueue(std::chrono::milliseconds(1000));
+
 __attribute__((format(printf, 2, 3))) void Log(LogLevel level,
                                                const char* format, ...) {
   if (config == nullptr || level < config->log_level) return;
@@ -47,8 +50,7 @@ __attribute__((format(printf, 2, 3))) void Log(LogLevel level,
   va_start(args, format);
   std::vsnprintf(line, sizeof(line), format, args);
   va_end(args);
-  // One write, so that lines of concurrent compilations don't mix.
-  std::fprintf(stderr, "oneshot: %s\n", line);
+  log_queue.Write(level, line);
 }
 
 // RTLD_LOCAL keeps the protobuf and absl of this XLA apart from jaxlib's.
@@ -234,4 +236,26 @@ ONESHOT_EXPORT void oneshot_hook_free(char* buffer) { std::free(buffer); }
 
 ONESHOT_EXPORT void oneshot_hook_pause(int pause) {
   oneshot::paused = pause != 0;
+}
+
+ONESHOT_EXPORT void oneshot_log(int level, const char* text) {
+  oneshot::Log(static_cast<oneshot::LogLevel>(level), "%s", text);
+}
+
+ONESHOT_EXPORT int oneshot_log_wait(void) {
+  return oneshot::log_queue.Wait() ? 1 : 0;
+}
+
+ONESHOT_EXPORT char* oneshot_log_take(int* level) {
+  oneshot::LogLevel of_line;
+  std::string text;
+  if (!oneshot::log_queue.Take(&of_line, &text)) return nullptr;
+  *level = of_line;
+  return strdup(text.c_str());
+}
+
+ONESHOT_EXPORT void oneshot_log_close(void) { oneshot::log_queue.Close(); }
+
+ONESHOT_EXPORT void oneshot_log_set_rank(int rank, int ranks) {
+  oneshot::log_queue.SetRank(rank, ranks);
 }

@@ -5,7 +5,7 @@
 // with an all-reduce arrives.
 //
 // Nothing here throws, aborts or fails a compilation: when anything goes wrong,
-// a line on stderr says so and the module stays as stock XLA has it.
+// a line in the log says so and the module stays as stock XLA has it.
 
 #ifndef ONESHOT_XLA_PLUGIN_HOOK_HOOK_H_
 #define ONESHOT_XLA_PLUGIN_HOOK_HOOK_H_
@@ -42,6 +42,22 @@ void oneshot_hook_free(char* buffer);
 // From now on leaves the modules that this thread compiles as they are, or,
 // with 0, no longer does.
 void oneshot_hook_pause(int pause);
+
+// Writes a line into the log: a OneshotLog, see fault.h. From any thread, with
+// the GIL or without; `level` is one of log_level above.
+void oneshot_log(int level, const char* text);
+
+// For the thread of Python that writes the lines, see log.h. Waits for a line,
+// without the GIL; 0 once the log is closed. Then takes it, with the GIL; null
+// if there is none any more, else malloc'ed, with its level.
+int oneshot_log_wait(void);
+char* oneshot_log_take(int* level);
+
+// Lines go to stderr from now on: Python ends.
+void oneshot_log_close(void);
+
+// For lines on stderr: the number of this process, and how many there are.
+void oneshot_log_set_rank(int rank, int ranks);
 
 #ifdef __cplusplus
 }
