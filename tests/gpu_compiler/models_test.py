@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 import random_programs
+from gpu_compiler import kernels
 from gpu_compiler.devices import absent
-from jax.sharding import NamedSharding, Sharding
+from gpu_compiler.kernels import shapes
+from jax.sharding import NamedSharding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import families
@@ -19,20 +21,32 @@ import families_linen
 DECODING = [run for run in [*families.RUNS, *families_linen.RUNS] if not run.prefill]
 
 
-def shapes(tree: Any, shardings: Any) -> Any:
-    """What stands for arrays on GPUs that are not there."""
-    if isinstance(shardings, Sharding):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings), tree
-        )
-    return jax.tree.map(shapes, tree, shardings)
-
-
 @pytest.mark.parametrize("run", DECODING, ids=lambda run: run.name)
 def test_families_compile(run: Any, all_reduces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_put", shapes)
     compiled, _ = run.compile(absent((2, 4), ("data", "model")), jnp.bfloat16)
     assert any(site["fired"] for site in all_reduces(compiled))
+    documented = kernels.documented(run.name)
+    if documented:
+        check_kernels(compiled, documented, scan=True)
+
+
+@pytest.mark.parametrize("model", ["llama-3-8b", "gemma-2-9b"])
+def test_kernels_per_layer(model: str, all_reduces: Any) -> None:
+    compiled = kernels.bench_step(model)
+    assert all(site["fired"] for site in all_reduces(compiled))
+    documented = kernels.documented(model)
+    assert documented, f"{kernels.TABLE.name} does not have it"
+    check_kernels(compiled, documented, scan=False)
+
+
+def check_kernels(
+    compiled: jax.stages.Compiled, documented: tuple[float, float], *, scan: bool
+) -> None:
+    """They are as many as the table says, and never more than with stock XLA."""
+    stock, fused = documented
+    assert kernels.per_layer(compiled, scan=scan) == fused
+    assert fused <= stock
 
 
 @pytest.mark.parametrize("first", range(0, random_programs.PROGRAMS, random_programs.BATCH))
