@@ -81,8 +81,7 @@ def demo(directory: Path) -> None:
     run("llama_decode.py", "--save", str(files["oneshot"]), **variables)
 
     modules = report.load(dump)
-    for module in modules:
-        print(module.text)
+    print(report.text(modules), end="\n\n")
     fired = [(module, site) for module in modules for site in module.all_reduces if site.fired]
     if not fired:
         raise DemoError("no all-reduce was replaced; is oneshot installed for this Python?")

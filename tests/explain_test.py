@@ -34,7 +34,8 @@ def state():
     return "fused" if "oneshot_all_reduce" in program.lower(x).compile().as_text() else "stock"
 """
 LINES = [
-    "jit_program (Host): 1 of 2 all-reduces fused",
+    "jit_program (Host): 1 of 2 all-reduces fused with an epilogue (16 B); 0 replaced, sum alone; "
+    "1 left (16 B)",
     "fused: residual",
     "left alone: reduction is not a sum",
 ]
@@ -149,7 +150,10 @@ def test_command_line(hlo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     html = tmp_path / "page.html"
     arguments = ["explain", str(hlo), "--platform", "Host", "--html", str(html)]
     assert command_line.main(arguments) == 0
-    assert capsys.readouterr().out.startswith("m (Host): 2 of 2 all-reduces fused\n  all-reduce  ")
+    counts = (
+        "1 of 2 all-reduces fused with an epilogue (128 B); 1 replaced, sum alone (128 B); 0 left"
+    )
+    assert capsys.readouterr().out.startswith(f"m (Host): {counts}\n  all-reduce  f32[4,8]  128 B ")
     assert "<svg" in html.read_text()
 
 
@@ -265,8 +269,12 @@ def test_page_of_a_deep_model(tmp_path: Path) -> None:
     assert parsed.links == []
     kinds = {(site.epilogue, site.program) for site in found}
     assert parsed.summaries == len(kinds) + sum(bool(program) for _, program in kinds)
+    # The text has one entry for each of them, too, and names the first.
+    assert len(str(found).splitlines()) < 10 * len(kinds)
+    assert re.search(r"(?m)^  ar\.\d+ and \d\d alike  f32\[4,8\]  128 B over 2 ranks", str(found))
     assert "jit(m)/<layer>&psum" in parsed.text
-    assert "64 of 64 all-reduces fused" in parsed.text
+    counts = "64 of 64 all-reduces fused with an epilogue (8 KiB); 0 replaced, sum alone; 0 left"
+    assert counts in parsed.text
     assert len(found.html()) < 100_000
     before, after = re.findall(r"(?s)<svg role.*?</svg>", found.html())[:2]
     assert boxes(before)["ar.0"] == "region"

@@ -3,7 +3,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from emulation import environment
 from oneshot import __main__ as command_line
-from oneshot import report
+from oneshot import page, report
 
 # A module with one fused all-reduce, one with a fused and a declined one, one with only a declined
 # one, and one without any.
@@ -70,7 +69,7 @@ def test_files(dump: Path) -> None:
     for path in dump.iterdir():
         _, module, suffix = path.name.split(".", 2)
         suffixes.setdefault(module, set()).add(suffix)
-    always = {"before.hlo", "report.json", "report.txt"}
+    always = {"before.hlo", "report.json"}
     assert suffixes == {
         "jit_fused": always | {"after.hlo"},
         "jit_both": always | {"after.hlo"},
@@ -133,22 +132,70 @@ for name in {names}:
     sites = [module.all_reduces[0].site.split("/shard_map")[0] for module in modules]
     assert sites == [f"jit({name})" for name in names]
     assert all(module.before.is_file() and module.after.is_file() for module in modules)
-    assert all(module.text.startswith(f"{module.module} (Host)") for module in modules)
+    assert all(str(module).startswith(f"{module.module} (Host): 1 of 1 ") for module in modules)
     # Nothing has left the directory.
     assert list(tmp_path.iterdir()) == [directory.parent]
     assert list(directory.parent.iterdir()) == [directory]
-    assert len(list(directory.iterdir())) == 4 * len(names)
+    assert len(list(directory.iterdir())) == 3 * len(names)
 
 
 def test_command_line(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["report", str(dump)]) == 0
     out = capsys.readouterr().out
     for module in report.load(dump):
-        assert module.text in out
+        assert str(module) in out
         for site in module.all_reduces:
-            assert site.name in module.text
-            assert site.reason in module.text
-    assert out.splitlines()[-1] == "3 modules with all-reduces; 2 of 4 all-reduces fused"
+            assert site.name in str(module)
+            assert site.reason in str(module)
+    assert out.splitlines()[-1] == (
+        "3 modules with all-reduces; 2 of 4 all-reduces fused with an epilogue (32 B); "
+        "0 replaced, sum alone; 2 left (32 B)"
+    )
+
+
+def site(name: str, epilogue: str = "residual", reason: str = "") -> report.AllReduce:
+    """An all-reduce of 2 KiB between two ranks."""
+    return report.AllReduce(
+        name=name,
+        site="jit(step)/dot_general",
+        source="m.py:7",
+        shape="f32[1,512]",
+        bytes=2048,
+        group_size=2,
+        fired=not reason,
+        epilogue=epilogue,
+        reason=reason,
+        custom_call="call",
+        program="",
+        stopped=(report.Stop("fusion.1", "fusion", "", "unknown"),) * (epilogue == "none"),
+    )
+
+
+def test_text_has_each_kind_once() -> None:
+    sites = (site("a"), site("b", "none"), site("c"), site("d", "", "is empty"), site("e"))
+    step = report.Module("jit_step", "CUDA", None, sites, Path())
+    again = report.Module("jit_step", "CUDA", None, sites[2:] + sites[:2], Path())
+    assert report.text([step, again, step]).splitlines() == [
+        "jit_step (CUDA, 2 times): 3 of 5 all-reduces fused with an epilogue (6 KiB); "
+        "1 replaced, sum alone (2 KiB); 1 left (2 KiB)",
+        "  a and 2 alike  f32[1,512]  2 KiB over 2 ranks  fused: residual",
+        "      jit(step)/dot_general  m.py:7",
+        "  b  f32[1,512]  2 KiB over 2 ranks  replaced, sum alone",
+        "      jit(step)/dot_general  m.py:7",
+        "      stopped at fusion fusion.1: unknown",
+        "  d  f32[1,512]  2 KiB over 2 ranks  left alone: is empty",
+        "      jit(step)/dot_general  m.py:7",
+        *str(again).splitlines(),
+    ]
+
+
+def test_bare_sums_on_cpu_hint_at_flags() -> None:
+    sites = (site("a"), site("b", "none"))
+    for platform, count in (("CUDA", 0), ("Host", 1)):
+        module = report.Module("jit_step", platform, None, sites, Path("x.report.json"))
+        assert str(module).count("with the XLA_FLAGS of docs/environment.md") == count
+        assert page.write([module]).count("with the XLA_FLAGS of docs/environment.md") == count
+    assert not report.Module("jit_step", "Host", None, sites[:1], Path()).hint
 
 
 def test_empty_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,16 +215,6 @@ def test_no_report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         report.load(tmp_path)
     assert command_line.main(["report", str(tmp_path)]) == 2
     assert path.name in capsys.readouterr().err
-
-
-def test_report_without_its_text(
-    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    directory = shutil.copytree(dump, tmp_path / "dump")
-    for path in directory.glob("*.report.txt"):
-        path.unlink()
-    assert command_line.main(["report", str(directory)]) == 2
-    assert ".report.txt" in capsys.readouterr().err
 
 
 def test_dump_that_can_not_be_written(tmp_path: Path) -> None:

@@ -60,15 +60,14 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     try:
         modules = report.load(arguments.directory)
-        texts = [module.text for module in modules]
         if arguments.html:
             arguments.html.write_text(page.write(modules))
     except (OSError, ValueError) as error:
         return _fail(error)
-    print("".join(texts), end="")
-    total = sum(len(module.all_reduces) for module in modules)
-    fired = sum(module.fired for module in modules)
-    print(f"{len(modules)} modules with all-reduces; {fired} of {total} all-reduces fused")
+    if modules:
+        print(report.text(modules))
+    sites = [site for module in modules for site in module.all_reduces]
+    print(f"{len(modules)} modules with all-reduces; {report.tally(sites)}")
     return 0
 
 

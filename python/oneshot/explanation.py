@@ -48,17 +48,7 @@ class Explanation:
     def __str__(self) -> str:
         if not self.modules:
             return "no all-reduce: nothing to fuse"
-        lines = []
-        for module in self.modules:
-            counts = f"{module.fired} of {len(module.all_reduces)} all-reduces fused"
-            lines.append(f"{module.module} ({module.platform}): {counts}")
-            if module.declined_module:
-                lines.append(f"  module left alone: {module.declined_module}")
-            for site in module.all_reduces:
-                lines += [f"  {line}" for line in str(site).splitlines()]
-                if saving := module.expected_saving(site):
-                    lines.append(f"      expected to save {saving}")
-        return "\n".join(lines)
+        return report.text(self.modules)
 
     __repr__ = __str__
 

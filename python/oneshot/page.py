@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from oneshot import hlo_picture, hlo_text
-from oneshot.report import AllReduce, Module
+from oneshot.report import AllReduce, Module, Outcome, by_kind, size, tally
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -37,6 +37,7 @@ details[open] > summary { border-bottom: 1px solid var(--line); background: var(
 summary .source { margin-left: auto; color: var(--dim); }
 .tag { padding: 0 .5rem; border-radius: 1rem; font-weight: 600; font-size: .85em; }
 .yes { color: var(--yes); background: var(--yes-back); }
+.alone { color: var(--dim); background: var(--line); }
 .no { color: var(--no); background: var(--no-back); }
 .body { padding: .7rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0 0 .8rem; }
@@ -66,50 +67,49 @@ _ARROW = (
 def write(modules: Iterable[Module]) -> str:
     """Returns the page. Reads the HLO beside the reports; draws nothing where it is missing."""
     modules = list(modules)
-    total = sum(len(module.all_reduces) for module in modules)
-    fired = sum(module.fired for module in modules)
-    body = "".join(part for module in modules for part in _module(module))
+    kinds = by_kind(modules)
+    counts = tally(site for module in modules for site in module.all_reduces)
+    body = "".join(part for alike in kinds for part in _module(alike[0], len(alike)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Oneshot: {fired} of {total} all-reduces fused</title>"
+        f"<title>Oneshot: {counts}</title>"
         f"<style>{_STYLE}</style></head><body>{_ARROW}"
-        f"<h1>{fired} of {total} all-reduces fused</h1>"
+        f"<h1>{counts}</h1>"
         f"<p>in {len(modules)} module{'s' * (len(modules) != 1)} with all-reduces; those that are "
         "alike share a row. In the pictures, blue is what was matched and what has replaced it; "
         f"a dashed box is where a match ended.</p>{body}</body></html>\n"
     )
 
 
-def _module(module: Module) -> Iterator[str]:
+def _module(module: Module, count: int) -> Iterator[str]:
+    times = f", {count} times" if count > 1 else ""
     yield (
-        f"<section><h2>{escape(module.module)}</h2><p>{escape(module.platform)}, "
-        f"{module.fired} of {len(module.all_reduces)} all-reduces fused"
+        f"<section><h2>{escape(module.module)}</h2><p>{escape(module.platform)}{times}: "
+        f"{tally(module.all_reduces)}"
     )
     if module.declined_module:
         yield f"; left alone: {escape(module.declined_module)}"
     yield "</p>"
-    # The layers of a model are alike: one row for each kind, in the order of the first.
-    kinds: dict[tuple, list[AllReduce]] = {}
-    for site in module.all_reduces:
-        alike = (site.source, site.site, site.shape, site.group_size, site.epilogue, site.reason)
-        kinds.setdefault((*alike, site.program), []).append(site)
+    if module.hint:
+        yield f"<p>{escape(module.hint)}</p>"
     pictures = _Pictures(module)
-    for sites in kinds.values():
+    # What was left alone first. The layers of a model are alike: one row for each kind.
+    for sites in sorted(module.kinds, key=lambda sites: sites[0].fired):
         yield from _row(module, sites, pictures)
     yield "</section>"
 
 
 def _row(module: Module, sites: list[AllReduce], pictures: "_Pictures") -> Iterator[str]:
     site = sites[0]
-    verdict = "fused" if site.fired else "left alone"
-    what = site.epilogue.replace("none", "sum alone") if site.fired else site.reason
-    size = f"{_size(site.bytes)} &times; {site.group_size} ranks" if site.group_size else ""
+    tag = {Outcome.FUSED: "yes", Outcome.ALONE: "alone", Outcome.LEFT: "no"}[site.outcome]
+    what = {Outcome.FUSED: site.epilogue, Outcome.ALONE: "", Outcome.LEFT: site.reason}
+    sent = f"{size(site.bytes)} &times; {site.group_size} ranks" if site.group_size else ""
     times = f" &times; {len(sites)}" if len(sites) > 1 else ""
     file, _, line = site.source.rpartition(":")
     yield (
-        f'<details><summary><span class="tag {"yes" if site.fired else "no"}">{verdict}{times}'
-        f"</span><span>{escape(what)}</span><code>{escape(site.shape)}</code><span>{size}</span>"
+        f'<details><summary><span class="tag {tag}">{site.outcome}{times}'
+        f"</span><span>{escape(what[site.outcome])}</span><code>{escape(site.shape)}</code><span>{sent}</span>"
         f"<span>{escape(site.layer)}</span>"
         f'<span class="source">{escape(f"{Path(file).name}:{line}" if file else "")}</span>'
         '</summary><div class="body"><dl>'
@@ -128,12 +128,6 @@ def _row(module: Module, sites: list[AllReduce], pictures: "_Pictures") -> Itera
     for stop in site.stopped:
         yield f"<dt>edge</dt><dd>{escape(str(stop))}</dd>"
     yield f'</dl><div class="graphs">{"".join(pictures.of(site))}</div></div></details>'
-
-
-def _size(count: int) -> str:
-    if count < 1 << 10:
-        return f"{count} B"
-    return f"{count / 1024:.3g} KiB" if count < 1 << 20 else f"{count / 1024 / 1024:.3g} MiB"
 
 
 class _Pictures:

@@ -2,8 +2,11 @@
 """Reads the reports that ONESHOT_DUMP_TO collects."""
 
 import bisect
+import enum
+import itertools
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,14 @@ _MEASURED_SAVING = (
     *((16 << 10, 11.9), (128 << 10, 9.9), (512 << 10, 11.0), (1 << 20, 12.2)),
     *((2 << 20, 17.2), (4 << 20, 20.1), (8 << 20, 22.7)),
 )
+
+
+class Outcome(enum.StrEnum):
+    """What became of an all-reduce."""
+
+    FUSED = "fused with an epilogue"
+    ALONE = "replaced, sum alone"
+    LEFT = "left"
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,12 @@ class Stop:
     def __str__(self) -> str:
         where = f" ({self.source})" if self.source else ""
         return f"stopped at {self.opcode} {self.instruction}{where}: {self.reason}"
+
+
+_CPU_HINT = (
+    "XLA for CPU has fused what follows: with the XLA_FLAGS of docs/environment.md, emulated "
+    "devices show what there is on GPUs"
+)
 
 
 @dataclass(frozen=True)
@@ -75,14 +92,37 @@ class AllReduce:
         """Its named scopes, e.g. "layer_3/mlp"; or empty."""
         return scopes(self.site)
 
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        if not self.fired:
+            return Outcome.LEFT
+        return Outcome.ALONE if self.epilogue == "none" else Outcome.FUSED
+
+    @property
+    def verdict(self) -> str:
+        """What became of it, with the epilogue or the reason."""
+        if self.outcome is Outcome.ALONE:
+            return self.outcome
+        return f"fused: {self.epilogue}" if self.fired else f"left alone: {self.reason}"
+
+    @property
+    def kind(self) -> tuple:
+        """The same for all-reduces that differ in nothing but their names: of layers in a row."""
+        place = (self.site, self.source, self.shape, self.bytes, self.group_size)
+        return (*place, self.verdict, self.program)
+
     def __str__(self) -> str:
-        head = f"{self.name}  {self.shape}"
+        return "\n".join(self.lines(1))
+
+    def lines(self, count: int) -> list[str]:
+        """The text for `count` of a kind, of which this is the first."""
+        head = f"{self.name}{f' and {count - 1} alike' if count > 1 else ''}  {self.shape}"
         if self.group_size:
-            head += f", {self.bytes} bytes over {self.group_size} ranks"
-        what = f"fused: {self.epilogue}" if self.fired else f"left alone: {self.reason}"
+            head += f"  {size(self.bytes)} over {self.group_size} ranks"
         where = "  ".join(filter(None, (self.site, self.source)))
-        lines = [f"{head}  {what}", f"    {where}" if where else ""]
-        return "\n".join([*filter(None, lines), *(f"    {stop}" for stop in self.stopped)])
+        lines = [f"{head}  {self.verdict}", f"    {where}" if where else ""]
+        return [*filter(None, lines), *(f"    {stop}" for stop in self.stopped)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +134,7 @@ class Module:
       platform: "CUDA" or "Host".
       declined_module: why the module was left alone as a whole, or None.
       all_reduces: all of them, in the order of the module.
-      path: the report file; `before`, `after` and `text` are beside it.
+      path: the report file; `before` and `after` are beside it.
     """
 
     module: str
@@ -119,9 +159,36 @@ class Module:
         return self._sibling(".after.hlo")
 
     @property
-    def text(self) -> str:
-        """The report for people."""
-        return self._sibling(".report.txt").read_text()
+    def kind(self) -> tuple:
+        """The same for modules of which the same became: of a function that was compiled again."""
+        sites = tuple(site.kind for site in self.all_reduces)
+        return (self.module, self.platform, self.declined_module, sites)
+
+    @property
+    def kinds(self) -> list[list[AllReduce]]:
+        """The all-reduces, those of a kind together, in the order of the first of each."""
+        return by_kind(self.all_reduces)
+
+    @property
+    def hint(self) -> str:
+        """What to do about XLA:CPU, if it has fused what follows a sum; else empty."""
+        stops = (stop.opcode for site in self.all_reduces for stop in site.stopped)
+        return _CPU_HINT if self.platform == "Host" and "fusion" in stops else ""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines(1))
+
+    def lines(self, count: int) -> list[str]:
+        """The text for `count` of a kind, of which this is the first."""
+        times = f", {count} times" if count > 1 else ""
+        lines = [f"{self.module} ({self.platform}{times}): {tally(self.all_reduces)}"]
+        if self.declined_module:
+            lines.append(f"  module left alone: {self.declined_module}")
+        for sites in self.kinds:
+            lines += [f"  {line}" for line in sites[0].lines(len(sites))]
+            if saving := self.expected_saving(sites[0]):
+                lines.append(f"      expected to save {saving}")
+        return [*lines, *([f"  {self.hint}"] if self.hint else [])]
 
     def expected_saving(self, site: AllReduce) -> str:
         """What one call should save, if something like it has been measured; else empty.
@@ -141,6 +208,47 @@ class Module:
 
     def _sibling(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name.removesuffix(_SUFFIX) + suffix)
+
+
+def tally(sites: Iterable[AllReduce]) -> str:
+    """Counts what became of all-reduces, and what one rank sends in each case.
+
+    Returns:
+      "3 of 5 all-reduces fused with an epilogue (24 KiB); 2 replaced, sum alone (64 B); 0 left", as
+      the log has it.
+    """
+    sites = list(sites)
+
+    def count(outcome: Outcome) -> tuple[int, str]:
+        found = [site.bytes for site in sites if site.outcome is outcome]
+        return len(found), f" ({size(sum(found))})" if sum(found) else ""
+
+    (fused, of_fused), (alone, of_alone), (left, of_left) = map(count, Outcome)
+    return (
+        f"{fused} of {len(sites)} all-reduces {Outcome.FUSED}{of_fused}; "
+        f"{alone} {Outcome.ALONE}{of_alone}; {left} {Outcome.LEFT}{of_left}"
+    )
+
+
+def text(modules: Sequence[Module]) -> str:
+    """The report for people: modules of a kind once, and all-reduces of a kind, too."""
+    lines = itertools.chain.from_iterable(alike[0].lines(len(alike)) for alike in by_kind(modules))
+    return "\n".join(lines)
+
+
+def by_kind[T: (AllReduce, Module)](several: Iterable[T]) -> list[list[T]]:
+    """Those of a kind together, in the order of the first of each."""
+    kinds: dict[tuple, list[T]] = {}
+    for one in several:
+        kinds.setdefault(one.kind, []).append(one)
+    return list(kinds.values())
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    if count < 1 << 10:
+        return f"{count} B"
+    return f"{count / 1024:.3g} KiB" if count < 1 << 20 else f"{count / 1024 / 1024:.3g} MiB"
 
 
 def scopes(op_name: str) -> str:

@@ -28,6 +28,8 @@
 #include "xla/service/collective_ops_utils.h"
 #include "xla/service/copy_insertion.h"
 #include "xla/shape_util.h"
+#include "xla_plugin/match/rank_slices.h"
+#include "xla_plugin/match/replication.h"
 #include "xla_plugin/pass/profit.h"
 
 namespace oneshot {
@@ -316,6 +318,22 @@ std::variant<Candidate, Decline> Look(HloInstruction* hlo,
   return candidate;
 }
 
+// Why a match ended. A sum of which nothing but parts is used, one for each
+// rank, is one that XLA itself would have made less of.
+std::string WhyStopped(const Stop& stop, HloInstruction* all_reduce) {
+  if (stop.instruction->opcode() == HloOpcode::kDynamicSlice) {
+    const auto dimension = SlicedDimension(stop.instruction);
+    const auto groups = GroupsOfPartitions(all_reduce);
+    if (dimension.has_value() && groups.has_value() &&
+        IsSliceByRank(stop.instruction, *dimension, *groups)) {
+      return absl::StrCat(stop.reason,
+                          "; each rank takes its part, and XLA would make a "
+                          "reduce-scatter of both");
+    }
+  }
+  return stop.reason;
+}
+
 // XLA for CPU has inserted copies before: where a loop's state is updated in
 // place, it relied on the order in which the old state was read, and a call
 // reads later than what it replaces. The copies that are there stay, whatever
@@ -380,6 +398,9 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
   site.site = hlo->metadata().op_name();
   site.source = SourceOf(hlo);
   site.shape = ShapeUtil::HumanString(hlo->shape());
+  for (const HloInstruction* operand : hlo->operands()) {
+    site.bytes += ShapeUtil::ByteSizeOf(operand->shape());
+  }
   const auto declined = [&](absl::string_view reason) {
     site.reason = std::string(reason);
     report_.all_reduces.push_back(site);
@@ -415,7 +436,7 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
       fused.stopped.push_back(
           {std::string(stop.instruction->name()),
            std::string(xla::HloOpcodeString(stop.instruction->opcode())),
-           SourceOf(stop.instruction), stop.reason});
+           SourceOf(stop.instruction), WhyStopped(stop, hlo)});
     }
     TF_ASSIGN_OR_RETURN(HloInstruction * call,
                         Rewrite(match, groups, platform_));

@@ -234,7 +234,7 @@ TEST_F(FusionTest, TakesTheBeginningOfAnEndlessTail) {
                     " = f32[4,8] tanh(t", i - 1, ")\n");
   }
   Run(body);
-  ASSERT_EQ(report_.fired(), 1) << report_.ToText();
+  ASSERT_EQ(report_.fired(), 1) << report_.ToJson();
   ASSERT_EQ(report_.all_reduces[0].stopped.size(), 1);
   EXPECT_THAT(report_.all_reduces[0].stopped[0].reason,
               HasSubstr("exceed a limit"));
@@ -250,9 +250,9 @@ TEST_F(FusionTest, ReportsEveryAllReduce) {
   )");
   EXPECT_EQ(report_.all_reduces.size(), 2);
   EXPECT_EQ(report_.fired(), 1);
-  EXPECT_THAT(report_.ToText(), HasSubstr("1 of 2 all-reduces fused"));
-  EXPECT_THAT(report_.ToText(),
-              HasSubstr("left alone: reduction is not a sum"));
+  EXPECT_EQ(report_.Summary(),
+            "m: 1 of 2 all-reduces fused with an epilogue (32 B); 0 replaced, "
+            "sum alone; 1 left (32 B); b.3 left alone: reduction is not a sum");
   EXPECT_THAT(report_.ToJson(), HasSubstr(R"("site":"say \"hi\"\u000a")"));
   EXPECT_THAT(report_.ToJson(), Not(HasSubstr("\n\"")));
 }

@@ -86,7 +86,7 @@ class Case {
 
   // What is not as the header says.
   const std::vector<std::string>& failures() const { return failures_; }
-  std::string report() const { return report_.ToText(); }
+  std::string report() const { return report_.ToJson(); }
   std::string module() const { return module_ ? module_->ToString() : ""; }
 
  private:

@@ -71,7 +71,6 @@ class Dump {
 
   void Write(const ModuleReport& report) {
     // Whoever finds the first finds all: it is written last.
-    Write(".report.txt", report.ToText());
     Write(".report.json", report.ToJson());
   }
 
@@ -89,22 +88,6 @@ struct Rewrite {
   std::string message;
   std::string dump_error;
 };
-
-std::string Summary(const ModuleReport& report) {
-  std::string out =
-      absl::StrFormat("%s: %d of %d all-reduces fused", report.module,
-                      report.fired(), report.all_reduces.size());
-  if (!report.declined_module.empty()) {
-    return absl::StrCat(report.module, ": left alone, ",
-                        report.declined_module);
-  }
-  for (const SiteReport& site : report.all_reduces) {
-    if (!site.fired()) {
-      absl::StrAppend(&out, "; ", site.name, " left alone: ", site.reason);
-    }
-  }
-  return out;
-}
 
 AllReduceEpilogueFusion::CompileKernel CompileWith(OneshotCompile compile) {
   if (compile == nullptr) return nullptr;
@@ -133,7 +116,7 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
     report.declined_module = std::string(decoded.status().message());
     Dump dump(std::string(dump_dir), report.module);
     dump.Write(report);
-    return Rewrite{"", Summary(report), dump.error()};
+    return Rewrite{"", report.Summary(), dump.error()};
   }
   xla::HloModule* module = decoded->module();
   Dump dump(std::string(dump_dir), module->name());
@@ -152,7 +135,7 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
                                    : AllReduceEpilogueFusion::Platform::kCuda,
                                may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
-  Rewrite result{"", Summary(pass.report()), ""};
+  Rewrite result{"", pass.report().Summary(), ""};
   if (changed) {
     // XLA verifies the module again, but treats a failure there as a failed
     // compilation; here it only means that the module stays as it was.

@@ -3,10 +3,10 @@
 #include "xla_plugin/pass/report.h"
 
 #include "absl/algorithm/container.h"
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 
 namespace oneshot {
 namespace {
@@ -33,12 +33,33 @@ std::string StopJson(const StopReport& stop) {
                       ",\"reason\":", Quote(stop.reason), "}");
 }
 
-// Names in text, one line each.
-std::string OneLine(std::string text) {
-  for (char& c : text) {
-    if (absl::ascii_iscntrl(c)) c = ' ';
+// "3 fused with an epilogue (24 KiB)"; what one rank sends.
+template <typename Predicate>
+std::string Count(const std::vector<SiteReport>& sites, Predicate is_counted,
+                  absl::string_view of, absl::string_view what) {
+  int64_t count = 0;
+  int64_t bytes = 0;
+  for (const SiteReport& site : sites) {
+    if (!is_counted(site)) continue;
+    ++count;
+    bytes += site.bytes;
   }
-  return text;
+  std::string size;
+  if (bytes >= 1 << 20) {
+    size = absl::StrFormat(" (%.3g MiB)", bytes / 1048576.0);
+  } else if (bytes >= 1 << 10) {
+    size = absl::StrFormat(" (%.3g KiB)", bytes / 1024.0);
+  } else if (bytes > 0) {
+    size = absl::StrFormat(" (%d B)", bytes);
+  }
+  return absl::StrCat(count, of, " ", what, size);
+}
+
+// What XLA for CPU has fused before the pass saw it.
+bool StopsAtFusion(const SiteReport& site) {
+  return absl::c_any_of(site.stopped, [](const StopReport& stop) {
+    return stop.opcode == "fusion";
+  });
 }
 
 std::string SiteJson(const SiteReport& site) {
@@ -65,30 +86,35 @@ int64_t ModuleReport::fired() const {
                           [](const SiteReport& site) { return site.fired(); });
 }
 
-std::string ModuleReport::ToText() const {
-  std::string out =
-      absl::StrFormat("%s (%s): %d of %d all-reduces fused\n", module, platform,
-                      fired(), all_reduces.size());
+std::string ModuleReport::Summary() const {
+  std::string out = absl::StrCat(module, ": ");
   if (!declined_module.empty()) {
-    absl::StrAppend(&out, "  module left alone: ", declined_module, "\n");
+    return absl::StrCat(out, "left alone, ", declined_module);
   }
+  absl::StrAppend(
+      &out,
+      Count(
+          all_reduces,
+          [](const SiteReport& site) { return site.fired() && !site.alone(); },
+          absl::StrCat(" of ", all_reduces.size()),
+          "all-reduces fused with an epilogue"),
+      "; ",
+      Count(
+          all_reduces, [](const SiteReport& site) { return site.alone(); }, "",
+          "replaced, sum alone"),
+      "; ",
+      Count(
+          all_reduces, [](const SiteReport& site) { return !site.fired(); }, "",
+          "left"));
   for (const SiteReport& site : all_reduces) {
-    absl::StrAppend(&out, "  ", site.name, "  ", site.shape);
-    if (site.group_size > 0) {
-      absl::StrAppend(&out, "  over ", site.group_size, " ranks");
+    if (!site.fired()) {
+      absl::StrAppend(&out, "; ", site.name, " left alone: ", site.reason);
     }
-    absl::StrAppend(&out, "  ",
-                    site.fired() ? absl::StrCat("fused: ", site.epilogue)
-                                 : absl::StrCat("left alone: ", site.reason),
-                    "\n");
-    if (!site.site.empty() || !site.source.empty()) {
-      absl::StrAppend(&out, "      ", OneLine(site.site), "  ",
-                      OneLine(site.source), "\n");
-    }
-    for (const StopReport& stop : site.stopped) {
-      absl::StrAppend(&out, "      up to ", stop.instruction, " (", stop.opcode,
-                      "): ", stop.reason, "\n");
-    }
+  }
+  if (platform == "Host" && absl::c_any_of(all_reduces, StopsAtFusion)) {
+    absl::StrAppend(&out,
+                    "; XLA for CPU has fused what follows: "
+                    "docs/environment.md has flags against that");
   }
   return out;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the pass did to a module, for people (text) and tools (JSON).
+// What the pass did to a module: a line for the log, and JSON that Python shows
+// to people.
 
 #ifndef ONESHOT_XLA_PLUGIN_PASS_REPORT_H_
 #define ONESHOT_XLA_PLUGIN_PASS_REPORT_H_
@@ -25,7 +26,7 @@ struct SiteReport {
   std::string site;        // op_name metadata, e.g. "jit(step)/mlp/dot_general"
   std::string source;      // "file:line", or empty
   std::string shape;       // HLO text of the shape
-  int64_t bytes = 0;       // on the wire, for one rank
+  int64_t bytes = 0;       // on the wire, for one rank; left: of its operands
   int64_t group_size = 0;  // ranks
   std::string epilogue;    // e.g. "residual+rms_norm"
   std::string custom_call;  // HLO name of the replacement
@@ -34,6 +35,8 @@ struct SiteReport {
   std::vector<StopReport> stopped;
 
   bool fired() const { return reason.empty(); }
+  // The sum goes through the kernel, and nothing is fused into it.
+  bool alone() const { return fired() && epilogue == "none"; }
 };
 
 struct ModuleReport {
@@ -44,7 +47,8 @@ struct ModuleReport {
   std::vector<SiteReport> all_reduces;
 
   int64_t fired() const;
-  std::string ToText() const;
+  // What became of them in one line; report.py says the same in these words.
+  std::string Summary() const;
   std::string ToJson() const;
 };
 

@@ -73,7 +73,7 @@ xla::HloModuleProto Fused(const xla::HloModuleProto& proto) {
   EXPECT_TRUE(decoded.ok()) << decoded.status();
   if (!decoded.ok()) return after;
   AllReduceEpilogueFusion pass(AllReduceEpilogueFusion::Platform::kCuda);
-  EXPECT_TRUE(pass.Run(decoded->module()).value()) << pass.report().ToText();
+  EXPECT_TRUE(pass.Run(decoded->module()).value()) << pass.report().ToJson();
   EXPECT_TRUE(after.ParseFromString(decoded->Encode().value()));
   return after;
 }

@@ -69,7 +69,7 @@ TEST_P(GpuModulesTest, IsFused) {
                         : site.reason);
   }
   EXPECT_THAT(found, ::testing::ElementsAreArray(text.header))
-      << report->ToText() << module->ToString();
+      << report->ToJson() << module->ToString();
 }
 
 INSTANTIATE_TEST_SUITE_P(

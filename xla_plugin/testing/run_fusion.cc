@@ -18,7 +18,7 @@ absl::StatusOr<ModuleReport> RunFusion(xla::HloModule* module,
   }
   if (changed != (pass.report().fired() > 0)) {
     return absl::InternalError(
-        absl::StrCat("changed is ", changed, ", but ", pass.report().ToText()));
+        absl::StrCat("changed is ", changed, ", but ", pass.report().ToJson()));
   }
   return pass.report();
 }
