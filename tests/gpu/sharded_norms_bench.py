@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from oneshot import bench
 
@@ -64,7 +65,7 @@ def measure(program: str, batch: int) -> dict[str, object]:
     def whole(value: jax.Array) -> jax.Array:
         return lax.with_sharding_constraint(value, NamedSharding(mesh, P()))
 
-    def step(_: int, h: jax.Array) -> jax.Array:
+    def step(h: jax.Array, layers: list[dict[str, Any]]) -> jax.Array:
         for layer in layers:
             h = h + whole(jnp.tanh(rms_norm(h, layer["gains"][0]) @ layer["qkv"]) @ layer["out"])
             mlp = jax.nn.silu(rms_norm(h, layer["gains"][1]) @ layer["up"])
@@ -72,13 +73,18 @@ def measure(program: str, batch: int) -> dict[str, object]:
         return h * jnp.bfloat16(0.5)
 
     h = put((batch, HIDDEN))
-    loop = jax.jit(lambda h: lax.fori_loop(0, STEPS, step, h)).lower(h).compile()
+
+    @jax.jit
+    def decode(h: jax.Array, layers: list[dict[str, Any]]) -> jax.Array:
+        return lax.fori_loop(0, STEPS, lambda _, h: step(h, layers), h)
+
+    loop = decode.lower(h, layers).compile()
     for _ in range(4):
-        loop(h).block_until_ready()
+        loop(h, layers).block_until_ready()
     times = []
     for _ in range(SAMPLES):
         start = time.perf_counter()
-        loop(h).block_until_ready()
+        loop(h, layers).block_until_ready()
         times.append(time.perf_counter() - start)
     hlo = loop.as_text()
     return {
