@@ -17,7 +17,7 @@ build: setup
 install: setup
 	@$(BAZEL) build //:wheel
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
-	  --force-reinstall bazel-bin/python/oneshot-*.whl
+	  --force-reinstall bazel-bin/python/oneshot_xla-*.whl
 	@ln -sfn "$(CURDIR)/.deps/xla/tensorflow" \
 	  "$$(.venv/bin/python -c 'import oneshot; print(oneshot.__path__[0])')/lib/xla"
 

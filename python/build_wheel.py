@@ -10,7 +10,10 @@ import zipfile
 from pathlib import Path
 
 NAME = "oneshot"
+# "oneshot" is somebody else's on the package index.
+DISTRIBUTION = "oneshot-xla"
 
+# JAX is no requirement but of extras: a JAX that is there must not be replaced beside its plugins.
 METADATA = """\
 Metadata-Version: 2.4
 Name: {name}
@@ -20,8 +23,6 @@ License-Expression: Apache-2.0
 {licenses}Classifier: Operating System :: POSIX :: Linux
 Classifier: Programming Language :: Python :: 3
 Requires-Python: >=3.12
-Requires-Dist: jax>=0.11.2
-Requires-Dist: jaxlib>=0.11.2
 Provides-Extra: cuda13
 Requires-Dist: jax[cuda13]>=0.11.2; extra == "cuda13"
 Description-Content-Type: text/markdown
@@ -35,10 +36,13 @@ Root-Is-Purelib: false
 Tag: {tag}
 """
 
-# JAX imports every module that this group names, and calls its initialize().
+# JAX imports every module that the first group names, and calls its initialize().
 ENTRY_POINTS = """\
 [jax_plugins]
 oneshot = oneshot.jax_plugin
+
+[console_scripts]
+oneshot = oneshot.__main__:main
 """
 
 
@@ -60,6 +64,12 @@ def without_runpath(library: bytes) -> bytes:
     return bytes(data)
 
 
+def outside(readme: str) -> str:
+    """Takes links to files of the repository out of a Markdown text, and images."""
+    readme = re.sub(r"!\[[^]]*\]\((?!\w+:)[^)]*\)\n*", "", readme)
+    return re.sub(r"\[([^]]*)\]\((?!\w+:)[^)]*\)", r"\1", readme)
+
+
 def contents(
     modules: list[Path], libraries: list[Path], readme: Path, licenses: list[Path], tag: str
 ) -> dict[str, bytes]:
@@ -70,15 +80,15 @@ def contents(
     assert match, "version.py has no version"
     version = match[1].decode()
     files |= {f"{NAME}/lib/{path.name}": without_runpath(path.read_bytes()) for path in libraries}
-    info = f"{NAME}-{version}.dist-info"
+    info = f"{DISTRIBUTION.replace('-', '_')}-{version}.dist-info"
     files |= {f"{info}/licenses/{path.name}": path.read_bytes() for path in licenses}
     files[f"{info}/METADATA"] = METADATA.format(
-        name=NAME,
+        name=DISTRIBUTION,
         version=version,
         licenses="".join(f"License-File: {path.name}\n" for path in licenses),
-        readme=readme.read_text(),
+        readme=outside(readme.read_text()),
     ).encode()
-    files[f"{info}/WHEEL"] = WHEEL.format(name=NAME, tag=tag).encode()
+    files[f"{info}/WHEEL"] = WHEEL.format(name=DISTRIBUTION, tag=tag).encode()
     files[f"{info}/entry_points.txt"] = ENTRY_POINTS.encode()
     record = ""
     for path, data in files.items():

@@ -107,7 +107,7 @@ def test_key_says_what_is_on() -> None:
         "print(cache_key.custom_hook())\n"
     )
     one, two = done.out
-    version = re.escape(importlib.metadata.version("oneshot"))
+    version = re.escape(importlib.metadata.version("oneshot-xla"))
     assert re.fullmatch(rf"/oneshot/{version}/[0-9a-f]{{16}}/1/cpu", one)
     assert two == one.replace("/1/cpu", "/2/cpu")
 

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / "python"
 LICENSES = ("LICENSE", "THIRD_PARTY_NOTICES.md")
 LIBRARIES = ("liboneshot_hook.so", "liboneshot_pass.so")
-INFO = f"oneshot-{__version__}.dist-info"
-FILENAME = f"oneshot-{__version__}-py3-none-manylinux_2_34_x86_64.whl"
+INFO = f"oneshot_xla-{__version__}.dist-info"
+FILENAME = f"oneshot_xla-{__version__}-py3-none-manylinux_2_34_x86_64.whl"
 # What the entry point is, and whether JAX's way to find it works; without JAX.
 DISCOVER = """
 import importlib, importlib.metadata
@@ -45,6 +45,7 @@ EXPORTS = {
         "oneshot_gpu_compile",
         "oneshot_gpu_doctor",
         "oneshot_gpu_probe",
+        "oneshot_gpu_set_log",
         "oneshot_gpu_set_nvrtc",
         "oneshot_gpu_set_timeout",
     },
@@ -54,6 +55,11 @@ EXPORTS = {
         "oneshot_hook_pause",
         "oneshot_hook_register",
         "oneshot_hook_transform",
+        "oneshot_log",
+        "oneshot_log_close",
+        "oneshot_log_set_rank",
+        "oneshot_log_take",
+        "oneshot_log_wait",
     },
     "liboneshot_host.so": {"OneshotHostExecute", "OneshotHostInstantiate"},
     "liboneshot_pass.so": {"OneshotExplain", "OneshotRunPass"},
@@ -156,15 +162,15 @@ def test_metadata(built: Built) -> None:
         licenses = {name: wheel.read(f"{INFO}/licenses/{name}") for name in LICENSES}
     assert metadata["Version"] == __version__
     assert metadata["Requires-Python"] == ">=3.12"
-    assert metadata.get_all("Requires-Dist") == [
-        "jax>=0.11.2",
-        "jaxlib>=0.11.2",
-        'jax[cuda13]>=0.11.2; extra == "cuda13"',
-    ]
+    assert metadata["Name"] == "oneshot-xla"
+    assert metadata.get_all("Requires-Dist") == ['jax[cuda13]>=0.11.2; extra == "cuda13"']
     assert metadata.get_all("Provides-Extra") == ["cuda13"]
     assert metadata.get_all("License-File") == list(licenses)
     assert licenses == {name: (ROOT / name).read_bytes() for name in LICENSES}
-    assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
+    description = metadata.get_payload(decode=True).decode()
+    assert "# Oneshot" in description
+    assert re.findall(r"\]\((?!https?:)", description) == []  # would lead nowhere
+    assert "docs/install.md has what they cost" in description
     assert "Tag: py3-none-manylinux_2_34_x86_64" in tags
 
 
@@ -192,6 +198,7 @@ def test_pip_installs_it(built: Built, tmp_path: Path) -> None:
     value, file = discover(tmp_path)
     assert value == "oneshot.jax_plugin"
     assert Path(file).is_relative_to(tmp_path)
+    assert "oneshot.__main__ import main" in (tmp_path / "bin" / "oneshot").read_text()
 
 
 # ---------------------------------------------------------------------------
@@ -200,12 +207,12 @@ def test_pip_installs_it(built: Built, tmp_path: Path) -> None:
 
 def library(name: str) -> Path:
     """Path of a library of the package."""
-    distribution = importlib.metadata.distribution("oneshot")
+    distribution = importlib.metadata.distribution("oneshot-xla")
     return Path(str(distribution.locate_file(f"oneshot/lib/{name}")))
 
 
 def test_package_is_complete_and_as_recorded() -> None:
-    distribution = importlib.metadata.distribution("oneshot")
+    distribution = importlib.metadata.distribution("oneshot-xla")
     assert distribution.version == __version__
     (entry,) = distribution.entry_points.select(group="jax_plugins")
     assert callable(entry.load().initialize)

@@ -66,7 +66,7 @@ def environment(log: Log, commit: str) -> None:
     log.write(f"commit {commit}")
     log.run(["nvidia-smi", "--query-gpu=index,name,driver_version,memory.total", "--format=csv"])
     log.run(["nvidia-smi", "topo", "-m"])
-    for package in ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "oneshot"):
+    for package in ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "oneshot-xla"):
         with contextlib.suppress(Exception):
             from importlib import metadata
 

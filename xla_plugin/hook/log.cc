@@ -42,7 +42,11 @@ bool LogQueue::Wait() {
     written_.notify_all();
   }
   reader_ = true;
-  arrived_.wait(lock, [this] { return closed_ || !waiting_.empty(); });
+  // Without a limit, wait() is a function of libstdc++ 12, which not all
+  // systems of the wheel's platform tag have.
+  while (!arrived_.wait_for(lock, std::chrono::hours(1),
+                            [this] { return closed_ || !waiting_.empty(); })) {
+  }
   return !closed_;
 }
 
