@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -68,17 +69,22 @@ void Conclude(Meeting& meeting, size_t last) {
   std::vector<Buffers> buffers;
   for (const auto& rank : meeting.ranks) buffers.push_back(rank->call.buffers);
   AllReduceOnHost(*first.program, first.rows, first.hidden, buffers);
-  const auto release = [](ffi::Promise done) { done.SetAvailable(); };
   // XLA goes on with the rest of a rank's program inside its release, and that
   // may block: in a collective of XLA's own it waits for the ranks that would
   // be released next. So each goes on in a thread of its own, for which XLA's
   // pool may be too small.
   for (size_t i = 0; i < meeting.ranks.size(); ++i) {
     if (i == last) continue;
-    std::thread(release, std::move(meeting.ranks[i]->done)).detach();
+    const auto done =
+        std::make_shared<ffi::Promise>(std::move(meeting.ranks[i]->done));
+    try {
+      std::thread([done] { done->SetAvailable(); }).detach();
+    } catch (const std::system_error&) {
+      done->SetAvailable();  // there is no thread: the pool may be large enough
+    }
   }
   // This rank's future has not been returned yet: nothing waits for it.
-  release(std::move(meeting.ranks[last]->done));
+  meeting.ranks[last]->done.SetAvailable();
 }
 
 ffi::Future Failed(ffi::Error error) {

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <map>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -87,10 +88,14 @@ void WatchFault(const Fault* fault) {
   const std::lock_guard<std::mutex> lock(state.mutex);
   state.watched.push_back(fault);
   if (state.watching) return;
-  state.watching = true;
-  std::thread([&state] {
-    while (!PollFaults(state)) std::this_thread::sleep_for(kInterval);
-  }).detach();
+  try {
+    std::thread([&state] {
+      while (!PollFaults(state)) std::this_thread::sleep_for(kInterval);
+    }).detach();
+    state.watching = true;
+  } catch (const std::system_error&) {
+    // The next workspace tries again; until then the next run finds the fault.
+  }
 }
 
 std::string FaultMessage() {

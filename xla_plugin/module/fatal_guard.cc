@@ -9,6 +9,7 @@
 #include <future>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -63,7 +64,8 @@ absl::Status GuardAgainstFatal(absl::FunctionRef<absl::Status()> work) {
   // Shared, as a thread that stays may still be in set_value when this function
   // has returned.
   const auto promise = std::make_shared<std::promise<Outcome>>();
-  std::thread thread([promise, work] {
+  std::thread thread;
+  const auto run = [promise, work] {
     outcome_of_this_thread = promise.get();
     absl::Status status;
     try {
@@ -72,7 +74,13 @@ absl::Status GuardAgainstFatal(absl::FunctionRef<absl::Status()> work) {
       status = absl::InternalError(error.what());
     }
     promise->set_value({std::move(status), /*fatal=*/false});
-  });
+  };
+  try {
+    thread = std::thread(run);
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("there is no thread for the pass: ", error.what()));
+  }
   Outcome outcome = promise->get_future().get();
   if (outcome.fatal) {
     thread.detach();

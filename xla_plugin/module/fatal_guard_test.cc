@@ -12,6 +12,7 @@
 
 #include "absl/log/check.h"
 #include "absl/log/log.h"
+#include "cuda/testing/no_threads.h"
 
 namespace oneshot {
 namespace {
@@ -65,6 +66,16 @@ TEST(FatalGuardTest, ExceptionsAreErrors) {
   const absl::Status status = GuardAgainstFatal(
       []() -> absl::Status { throw std::runtime_error("thrown"); });
   EXPECT_EQ(status, absl::InternalError("thrown"));
+}
+
+TEST(FatalGuardTest, WithoutAThread) {
+  const NoThreads none;
+  const absl::Status status = GuardAgainstFatal([] {
+    ADD_FAILURE() << "ran";
+    return absl::OkStatus();
+  });
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no thread"));
 }
 
 TEST(FatalGuardDeathTest, OutsideOfItNothingChanges) {

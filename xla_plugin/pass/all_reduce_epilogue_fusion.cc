@@ -3,10 +3,10 @@
 #include "xla_plugin/pass/all_reduce_epilogue_fusion.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -31,6 +31,7 @@
 #include "xla_plugin/match/rank_slices.h"
 #include "xla_plugin/match/replication.h"
 #include "xla_plugin/pass/profit.h"
+#include "xla_plugin/pass/side_by_side.h"
 
 namespace oneshot {
 namespace {
@@ -384,11 +385,11 @@ void AllReduceEpilogueFusion::CompileAhead(
     }
   }
   if (kernels.size() < 2) return;
-  std::vector<std::thread> threads;
+  std::vector<std::function<void()>> compilations;
   for (const auto& kernel : kernels) {
-    threads.emplace_back([&] { std::apply(compile_kernel_, kernel); });
+    compilations.push_back([&] { std::apply(compile_kernel_, kernel); });
   }
-  for (std::thread& thread : threads) thread.join();
+  RunSideBySide(compilations);
 }
 
 // Replaces all sums of one all-reduce, or none, if that is possible and pays.
