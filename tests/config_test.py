@@ -43,7 +43,6 @@ def test_all_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"ONESHOT_DUMP_TO": "/dev/null/x"}, "ONESHOT_DUMP_TO='/dev/null/x'"),
         ({"ONESHOT_XLA_DIR": "/"}, "no liboneshot_xla_framework.so and no liboneshot_xla_cc.so"),
     ],
 )
@@ -60,6 +59,10 @@ def test_bad_environment(environ: dict[str, str], message: str) -> None:
             ["ONESHOT_LOGS .*ONESHOT_LOG.*, ONESHOT_TIMEOUT .*ONESHOT_TIMEOUT_S"],
         ),
         ({"ONESHOT_LOG": "all"}, ["ONESHOT_LOG='all'.*debug, info, warning, error"]),
+        (
+            {"ONESHOT_DUMP_TO": "/dev/null/x"},
+            ["ONESHOT_DUMP_TO='/dev/null/x': Not a directory; nothing is dumped"],
+        ),
         ({"ONESHOT_LOG": "all", "ONESHOT_X": ""}, ["ONESHOT_X", "ONESHOT_LOG"]),
         (
             # Of a service in Kubernetes that is called oneshot.
@@ -79,6 +82,7 @@ def test_bad_environment(environ: dict[str, str], message: str) -> None:
 def test_warnings(environ: dict[str, str], warnings: list[str]) -> None:
     found = config.read(environ)
     assert found.log_level == (logging.WARNING if "ONESHOT_LOG" in environ else None)
+    assert found.dump_to is None
     assert len(found.warnings) == len(warnings)
     for text, pattern in zip(found.warnings, warnings, strict=True):
         assert re.search(pattern, text)

@@ -104,13 +104,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
         log_level = logging.WARNING
         warnings.append(f"{error}; taken for warning")
     dump_to = environ.get("ONESHOT_DUMP_TO")
-    if dump_to:
-        try:
-            Path(dump_to).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"ONESHOT_DUMP_TO={dump_to!r}: {error.strerror}") from error
-        if not os.access(dump_to, os.W_OK):
-            raise ConfigError(f"ONESHOT_DUMP_TO={dump_to!r}: not writable")
+    if dump_to and (reason := _why_no_dumps(dump_to)):
+        warnings.append(f"ONESHOT_DUMP_TO={dump_to!r}: {reason}; nothing is dumped")
+        dump_to = None
     xla_dir = environ.get("ONESHOT_XLA_DIR")
     if xla_dir:
         missing = [name for name in XLA_LIBRARIES if not (Path(xla_dir) / name).is_file()]
@@ -123,6 +119,15 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
         xla_dir=Path(xla_dir).absolute() if xla_dir else None,
         warnings=tuple(warnings),
     )
+
+
+def _why_no_dumps(directory: str) -> str | None:
+    """Makes a directory; returns what is wrong with it, or None."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return error.strerror
+    return None if os.access(directory, os.W_OK | os.X_OK) else "not writable"
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:

@@ -156,9 +156,6 @@ def _register(config: config_lib.Config) -> None:
     if xla_dir is None:
         raise UnavailableError(libraries.XLA_MISSING)
     hook = native.Hook()
-    hook.configure(xla_dir, config.dump_to, logger.level)
-    log.take_lines(hook)
-
     bundle = _bundle(jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"])
     try:
         jaxlib._jax.register_custom_call_target(TARGET, bundle, "Host", 1, 0)
@@ -167,6 +164,12 @@ def _register(config: config_lib.Config) -> None:
             f"jaxlib {jaxlib.__version__} does not take the handlers of Oneshot {__version__}: "
             f"{error}"
         ) from error
+    # Last of what may fail: it can't be taken back.
+    try:
+        hook.configure(xla_dir, config.dump_to, logger.level)
+    except RuntimeError as error:
+        raise UnavailableError(f"{error}: start another process") from error
+    log.take_lines(hook)
     # A program that is compiled with the pass is another one than without it: also if, with the
     # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
     # the key is made when JAX asks for it.

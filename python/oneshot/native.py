@@ -51,7 +51,7 @@ class Hook:
     def __init__(self) -> None:
         library = load("liboneshot_hook.so")
         library.oneshot_hook_configure.argtypes = [_TEXT, _TEXT, _TEXT, ctypes.c_int]
-        library.oneshot_hook_configure.restype = None
+        library.oneshot_hook_configure.restype = ctypes.c_int
         library.oneshot_hook_register.argtypes = [_ADDRESS, KernelCompiler]
         library.oneshot_hook_register.restype = _TEXT
         library.oneshot_hook_transform.argtypes = [
@@ -71,13 +71,18 @@ class Hook:
         self._library = library
 
     def configure(self, xla_dir: Path, dump_to: Path | None, log_level: int) -> None:
-        """Says where the pass and XLA are, where dumps go, and what is logged."""
-        self._library.oneshot_hook_configure(
+        """Says where the pass and XLA are, where dumps go, and what is logged; once a process.
+
+        Raises:
+          RuntimeError: that has been said before. It stays as it was.
+        """
+        if self._library.oneshot_hook_configure(
             os.fsencode(LIBRARIES / "liboneshot_pass.so"),
             os.fsencode(xla_dir),
             os.fsencode(dump_to or ""),
             log_level // 10 - 1,
-        )
+        ):
+            raise RuntimeError("this process has configured liboneshot_hook.so before")
 
     def register(self, pjrt_api: int, compiler: KernelCompiler | None) -> str | None:
         """Registers the pass with a PJRT plugin; returns what is wrong, or None."""
