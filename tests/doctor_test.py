@@ -23,7 +23,6 @@ OWN = LINK | {"microseconds": 1.22, "gigabytes_per_second": 2101.0}
 DEVICE = {"name": "NVIDIA H200", "compute_capability": "9.0", "bytes": 150 << 30}
 TWO_GPUS = {
     "driver": 13010,
-    "runtime": 13000,
     "error": "",
     "why_not": "",
     "devices": [DEVICE, DEVICE],

@@ -250,6 +250,12 @@ def test_needs_only_the_system_and_xla(name: str) -> None:
     assert "(RPATH)" not in dynamic
 
 
+@pytest.mark.parametrize("name", EXPORTS)
+def test_has_no_cuda_runtime(name: str) -> None:
+    # Linked statically it would show in no list of needed libraries.
+    assert not re.search(rb"cudart|cuda(Malloc|GetLastError)", library(name).read_bytes())
+
+
 # What manylinux_2_34 has.
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)}
 

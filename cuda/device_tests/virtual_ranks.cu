@@ -10,6 +10,7 @@
 
 #include "cuda/device_tests/virtual_ranks.h"
 #include "cuda/program/call_contract.h"
+#include "cuda/runtime/cuda_check.h"
 
 namespace oneshot {
 namespace {
@@ -40,15 +41,24 @@ bool PeekControl(const VirtualRank& rank) {
   return cudaStreamQuery(rank.observer) == cudaSuccess;
 }
 
+[[noreturn]] void Stop(const char* error, const char* what, const char* file,
+                       int line) {
+  std::fprintf(stderr, "%s:%d: %s: %s\n", file, line, what, error);
+  std::fflush(nullptr);
+  _exit(1);
+}
+
 }  // namespace
 
 void CheckCuda(cudaError_t status, const char* what, const char* file,
                int line) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "%s:%d: %s: %s\n", file, line, what,
-               cudaGetErrorString(status));
-  std::fflush(nullptr);
-  _exit(1);
+  if (status != cudaSuccess) Stop(cudaGetErrorString(status), what, file, line);
+}
+
+void CheckCuda(CUresult status, const char* what, const char* file, int line) {
+  if (status != CUDA_SUCCESS) {
+    Stop(CudaErrorText(status).c_str(), what, file, line);
+  }
 }
 
 std::vector<int> ParseList(const char* text) {

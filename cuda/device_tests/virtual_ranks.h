@@ -6,6 +6,7 @@
 #ifndef ONESHOT_CUDA_DEVICE_TESTS_VIRTUAL_RANKS_H_
 #define ONESHOT_CUDA_DEVICE_TESTS_VIRTUAL_RANKS_H_
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -22,6 +23,7 @@ namespace oneshot {
   ::oneshot::CheckCuda((expression), #expression, __FILE__, __LINE__)
 void CheckCuda(cudaError_t status, const char* what, const char* file,
                int line);
+void CheckCuda(CUresult status, const char* what, const char* file, int line);
 
 struct VirtualRank {
   int device = 0;

@@ -23,7 +23,7 @@ ONESHOT_EXPORT int ncclCommCount(void* comm, int* count) {
 }
 
 ONESHOT_EXPORT int ncclAllGather(const void* send, void* receive, size_t count,
-                                 int type, void* comm, cudaStream_t stream) {
+                                 int type, void* comm, CUstream stream) {
   if (type != kInt8) return kInvalidArgument;
   return Communicator(comm)->AllGather(send, receive, count, stream);
 }

@@ -4,7 +4,7 @@
 #ifndef ONESHOT_CUDA_HANDLERS_FAKE_NCCL_H_
 #define ONESHOT_CUDA_HANDLERS_FAKE_NCCL_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <cstddef>
 
@@ -18,7 +18,7 @@ class FakeCommunicator {
   virtual int UserRank(int* rank) = 0;
   virtual int Count(int* count) = 0;
   virtual int AllGather(const void* send, void* receive, size_t bytes,
-                        cudaStream_t stream) = 0;
+                        CUstream stream) = 0;
   virtual int GetAsyncError(int* status) = 0;
 };
 

@@ -3,14 +3,18 @@
 // What `python -m oneshot doctor` says about the GPUs: which there are, and how
 // fast each reaches each other and, to compare, itself. Runs in a process of
 // its own, since it makes a context on every device.
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "cuda/handlers/export.h"
+#include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/cuda_driver.h"
+#include "cuda/runtime/device.h"
 #include "cuda/runtime/device_guard.h"
 
 namespace oneshot {
@@ -32,86 +36,78 @@ class Link {
     Try(guard_.status());
     Try(Allocate(from, &source_));
     Try(Allocate(to, &target_));
-    if (status_ != cudaSuccess) return;
-    Try(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    Try(cudaEventCreate(&start_));
-    Try(cudaEventCreate(&stop_));
+    if (status_ != CUDA_SUCCESS) return;
+    Try(Cuda().StreamCreate(&stream_, CU_STREAM_NON_BLOCKING));
   }
   ~Link() {
-    if (stop_ != nullptr) cudaEventDestroy(stop_);
-    if (start_ != nullptr) cudaEventDestroy(start_);
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
-    cudaFree(target_);
-    cudaFree(source_);
+    if (stream_ != nullptr) Cuda().StreamDestroy(stream_);
+    if (target_ != 0) Cuda().MemFree(target_);
+    if (source_ != 0) Cuda().MemFree(source_);
   }
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
-  // Mean time of one of `copies`, one after the other. They are a graph: the
-  // host is slower at enqueueing small ones than a link is at carrying them.
+  // Mean time of one of `copies`, one after the other, by the host's clock.
+  // They are a graph: the host is slower at enqueueing small ones than a link
+  // is at carrying them.
   double Microseconds(size_t bytes, int copies) {
-    if (status_ != cudaSuccess) return 0;
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t program = nullptr;
-    Try(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < copies && status_ == cudaSuccess; ++i) {
-      Try(cudaMemcpyAsync(target_, source_, bytes, cudaMemcpyDefault, stream_));
+    if (status_ != CUDA_SUCCESS) return 0;
+    CUgraph graph = nullptr;
+    CUgraphExec program = nullptr;
+    Try(Cuda().StreamBeginCapture(stream_,
+                                  CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    for (int i = 0; i < copies && status_ == CUDA_SUCCESS; ++i) {
+      Try(Cuda().MemcpyAsync(target_, source_, bytes, stream_));
     }
-    Try(cudaStreamEndCapture(stream_, &graph));
-    if (status_ == cudaSuccess) Try(cudaGraphInstantiate(&program, graph, 0));
+    Try(Cuda().StreamEndCapture(stream_, &graph));
+    if (status_ == CUDA_SUCCESS) {
+      Try(Cuda().GraphInstantiateWithFlags(&program, graph, 0));
+    }
+    std::chrono::duration<double, std::micro> elapsed{};
     // The first run maps memory.
-    for (int run = 0; run < 2 && status_ == cudaSuccess; ++run) {
-      Try(cudaEventRecord(start_, stream_));
-      Try(cudaGraphLaunch(program, stream_));
-      Try(cudaEventRecord(stop_, stream_));
-      Try(cudaEventSynchronize(stop_));
+    for (int run = 0; run < 2 && status_ == CUDA_SUCCESS; ++run) {
+      const auto start = std::chrono::steady_clock::now();
+      Try(Cuda().GraphLaunch(program, stream_));
+      Try(Cuda().StreamSynchronize(stream_));
+      elapsed = std::chrono::steady_clock::now() - start;
     }
-    float milliseconds = 0;
-    if (status_ == cudaSuccess) {
-      Try(cudaEventElapsedTime(&milliseconds, start_, stop_));
-    }
-    if (program != nullptr) cudaGraphExecDestroy(program);
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    return 1e3 * milliseconds / copies;
+    if (program != nullptr) Cuda().GraphExecDestroy(program);
+    if (graph != nullptr) Cuda().GraphDestroy(graph);
+    return elapsed.count() / copies;
   }
 
-  cudaError_t status() const { return status_; }
+  CUresult status() const { return status_; }
 
  private:
-  static cudaError_t Allocate(int device, void** out) {
+  static CUresult Allocate(int device, CUdeviceptr* out) {
     const DeviceGuard guard(device);
-    if (guard.status() != cudaSuccess) return guard.status();
-    return cudaMalloc(out, kLargeBytes);
+    if (guard.status() != CUDA_SUCCESS) return guard.status();
+    return Cuda().MemAlloc(out, kLargeBytes);
   }
 
-  void Try(cudaError_t status) {
-    if (status_ == cudaSuccess) status_ = status;
+  void Try(CUresult status) {
+    if (status_ == CUDA_SUCCESS) status_ = status;
   }
 
   const DeviceGuard guard_;
-  cudaError_t status_ = cudaSuccess;
-  void* source_ = nullptr;
-  void* target_ = nullptr;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t start_ = nullptr;
-  cudaEvent_t stop_ = nullptr;
+  CUresult status_ = CUDA_SUCCESS;
+  CUdeviceptr source_ = 0;
+  CUdeviceptr target_ = 0;
+  CUstream stream_ = nullptr;
 };
 
 std::string LinkJson(int from, int to) {
   int peer = 1;
-  cudaError_t status = cudaSuccess;
-  if (from != to) status = cudaDeviceCanAccessPeer(&peer, from, to);
+  CUresult status = CUDA_SUCCESS;
+  if (from != to) status = CanAccessPeer(&peer, from, to);
   double latency = 0;
   double bandwidth = 0;
-  if (status == cudaSuccess && peer && from != to) {
+  if (status == CUDA_SUCCESS && peer && from != to) {
     const DeviceGuard guard(from);
-    status = cudaDeviceEnablePeerAccess(to, 0);
-    if (status == cudaErrorPeerAccessAlreadyEnabled) {
-      cudaGetLastError();
-      status = cudaSuccess;
-    }
+    status = guard.status();
+    if (status == CUDA_SUCCESS) status = EnablePeerAccess(to);
   }
-  if (status == cudaSuccess) {
+  if (status == CUDA_SUCCESS) {
     Link link(from, to);
     latency = link.Microseconds(kSmallBytes, kSmallCopies);
     const double large = link.Microseconds(kLargeBytes, kLargeCopies);
@@ -126,43 +122,50 @@ std::string LinkJson(int from, int to) {
          ",\"to\":" + std::to_string(to) +
          ",\"peer_access\":" + (peer ? "true," : "false,") + numbers +
          ",\"error\":" +
-         Quote(status == cudaSuccess ? "" : cudaGetErrorString(status)) + "}";
+         Quote(status == CUDA_SUCCESS ? "" : CudaErrorText(status)) + "}";
+}
+
+// What is known about a device, but for its number. Empty with a reason in
+// `error`.
+std::string DeviceJson(int number, std::string* error) {
+  CUdevice device = 0;
+  DeviceTraits traits;
+  char name[256] = "";
+  size_t bytes = 0;
+  if (!QueryDevice(number, &traits, error) ||
+      !CudaSucceeded(Cuda().DeviceGet(&device, number), "cuDeviceGet", error) ||
+      !CudaSucceeded(Cuda().DeviceGetName(name, sizeof(name), device),
+                     "cuDeviceGetName", error) ||
+      !CudaSucceeded(Cuda().DeviceTotalMem(&bytes, device), "cuDeviceTotalMem",
+                     error)) {
+    return "";
+  }
+  return "{\"name\":" + Quote(name) + ",\"compute_capability\":\"" +
+         std::to_string(traits.compute_capability / 10) + "." +
+         std::to_string(traits.compute_capability % 10) +
+         "\",\"bytes\":" + std::to_string(bytes) + "}";
 }
 
 std::string Doctor() {
   int driver = 0;
-  int runtime = 0;
   int count = 0;
-  std::string error;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
-    driver = 0;
-    error = "no NVIDIA driver";
-  } else if (const cudaError_t status = cudaGetDeviceCount(&count);
-             status != cudaSuccess) {
-    count = 0;
-    error = cudaGetErrorString(status);
+  std::string error = Cuda().missing;
+  if (error.empty()) {
+    CudaSucceeded(Cuda().DriverGetVersion(&driver), "cuDriverGetVersion",
+                  &error);
+    CudaSucceeded(Cuda().DeviceGetCount(&count), "cuDeviceGetCount", &error);
   }
-  cudaRuntimeGetVersion(&runtime);
   std::string devices;
   std::string links;
-  for (int i = 0; i < count; ++i) {
-    cudaDeviceProp properties = {};
-    const cudaError_t status = cudaGetDeviceProperties(&properties, i);
-    if (status != cudaSuccess) {
-      error = cudaGetErrorString(status);
-      break;
-    }
-    devices += (i > 0 ? ",{" : "{") + ("\"name\":" + Quote(properties.name)) +
-               ",\"compute_capability\":\"" + std::to_string(properties.major) +
-               "." + std::to_string(properties.minor) +
-               "\",\"bytes\":" + std::to_string(properties.totalGlobalMem) +
-               "}";
+  for (int i = 0; i < count && error.empty(); ++i) {
+    const std::string device = DeviceJson(i, &error);
+    if (device.empty()) break;
+    devices += (devices.empty() ? "" : ",") + device;
     for (int j = 0; j < count; ++j) {
       links += (links.empty() ? "" : ",") + LinkJson(i, j);
     }
   }
   return "{\"driver\":" + std::to_string(driver) +
-         ",\"runtime\":" + std::to_string(runtime) +
          ",\"error\":" + Quote(error) + ",\"devices\":[" + devices +
          "],\"links\":[" + links + "]}";
 }

@@ -11,7 +11,7 @@
 //                and that the kernel is on the device;
 //   execute      per execution and device, or once under graph capture: only
 //                launches a kernel.
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <array>
 #include <atomic>
@@ -32,6 +32,7 @@
 #include "cuda/handlers/workspace_cache.h"
 #include "cuda/kernel/nvrtc.h"
 #include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/cuda_driver.h"
 #include "cuda/runtime/device.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/fault.h"
@@ -86,10 +87,10 @@ const Kernel* LoadedKernelOf(const CallAttributes& attributes, int device,
   const Kernel* kernel = KernelOf(attributes, /*aligned=*/true, traits, error);
   if (kernel == nullptr) return nullptr;
   const DeviceGuard guard(device);
-  cudaError_t status = guard.status();
-  if (status == cudaSuccess) status = LoadKernel(*kernel);
-  if (status != cudaSuccess) {
-    *error = "loading the kernel: " + TakeCudaError(status);
+  CUresult status = guard.status();
+  if (status == CUDA_SUCCESS) status = LoadKernel(*kernel);
+  if (status != CUDA_SUCCESS) {
+    *error = "loading the kernel: " + CudaErrorText(status);
     return nullptr;
   }
   return kernel;
@@ -178,7 +179,7 @@ ffi::Error Initialize(GpuCall* call, ffi::RunId run, int32_t device,
   return ffi::Error::Success();
 }
 
-ffi::Error Execute(GpuCall* call, int32_t device, cudaStream_t stream,
+ffi::Error Execute(GpuCall* call, int32_t device, CUstream stream,
                    ffi::RemainingArgs operands, ffi::RemainingRets results) {
   ffi::ErrorOr<BoundCall> bound = BindCall(call->attributes, operands, results,
                                            /*trailing_operands=*/0);
@@ -200,13 +201,13 @@ ffi::Error Execute(GpuCall* call, int32_t device, cudaStream_t stream,
     if (kernel == nullptr) return call->Failure(error);
   }
   const DeviceGuard guard(device);
-  cudaError_t status = guard.status();
-  if (status == cudaSuccess) {
+  CUresult status = guard.status();
+  if (status == CUDA_SUCCESS) {
     status = LaunchAllReduce(*kernel, bound->buffers, workspace->view,
                              call->site, stream);
   }
-  if (status != cudaSuccess) {
-    return call->Failure("kernel launch: " + TakeCudaError(status));
+  if (status != CUDA_SUCCESS) {
+    return call->Failure("kernel launch: " + CudaErrorText(status));
   }
   return ffi::Error::Success();
 }
@@ -217,8 +218,7 @@ void Compile(const char* text, int64_t rows, int64_t hidden, int ranks,
   EpilogueProgram program;
   if (!FromText(text, &program, error)) return;
   int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();
+  if (Cuda().DeviceGetCount(&count) != CUDA_SUCCESS) {
     *error = "no device answers";
     return;
   }
@@ -253,7 +253,7 @@ XLA_FFI_DEFINE_HANDLER(kExecute, Execute,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::State<GpuCall>>()
                            .Ctx<ffi::DeviceOrdinal>()
-                           .Ctx<ffi::PlatformStream<cudaStream_t>>()
+                           .Ctx<ffi::PlatformStream<CUstream>>()
                            .RemainingArgs()
                            .RemainingRets(),
                        {ffi::Traits::kCmdBufferCompatible});

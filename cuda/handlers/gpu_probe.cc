@@ -1,44 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether the kernel can run on this machine, asked before XLA starts. Through
-// the driver API, which answers without creating a context on any device: that
-// would cost memory on all of them and is XLA's to do.
+// Whether the kernel can run on this machine, asked before XLA starts. No
+// question here creates a context on a device: that would cost memory on all of
+// them and is XLA's to do.
 #include <cuda.h>
 
 #include <string>
 #include <vector>
 
 #include "cuda/handlers/export.h"
-#include "cuda/kernel/dynamic_library.h"
+#include "cuda/runtime/cuda_driver.h"
 
 namespace oneshot {
 namespace {
 
 constexpr int kMinComputeCapabilityMajor = 8;
 
-struct Driver {
-  decltype(&cuInit) init;
-  decltype(&cuDeviceGetCount) device_count;
-  decltype(&cuDeviceGet) device_get;
-  decltype(&cuDeviceGetAttribute) attribute;
-  decltype(&cuDeviceCanAccessPeer) can_access_peer;
-};
-
 // Empty when all is well.
 std::string WhyNot(int least_devices) {
-  const DynamicLibrary library = DynamicLibrary::Open("libcuda.so.1");
-  if (!library) return "there is no CUDA driver";
-  Driver driver;
-  if (!library.Resolve("cuInit", driver.init) ||
-      !library.Resolve("cuDeviceGetCount", driver.device_count) ||
-      !library.Resolve("cuDeviceGet", driver.device_get) ||
-      !library.Resolve("cuDeviceGetAttribute", driver.attribute) ||
-      !library.Resolve("cuDeviceCanAccessPeer", driver.can_access_peer)) {
-    return "the CUDA driver lacks a function";
-  }
+  const CudaDriver& driver = Cuda();
+  if (!driver.missing.empty()) return driver.missing;
   int count = 0;
-  if (driver.init(0) != CUDA_SUCCESS ||
-      driver.device_count(&count) != CUDA_SUCCESS) {
+  if (driver.DeviceGetCount(&count) != CUDA_SUCCESS) {
     return "the CUDA driver does not start";
   }
   if (count < least_devices) {
@@ -49,9 +32,10 @@ std::string WhyNot(int least_devices) {
   std::vector<CUdevice> devices(count);
   for (int i = 0; i < count; ++i) {
     int major = 0;
-    if (driver.device_get(&devices[i], i) != CUDA_SUCCESS ||
-        driver.attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                         devices[i]) != CUDA_SUCCESS) {
+    if (driver.DeviceGet(&devices[i], i) != CUDA_SUCCESS ||
+        driver.DeviceGetAttribute(&major,
+                                  CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                                  devices[i]) != CUDA_SUCCESS) {
       return "GPU " + std::to_string(i) + " does not answer";
     }
     if (major < kMinComputeCapabilityMajor) {
@@ -62,8 +46,8 @@ std::string WhyNot(int least_devices) {
   for (int i = 0; i < count; ++i) {
     for (int j = 0; j < count; ++j) {
       int possible = 0;
-      if (i != j && (driver.can_access_peer(&possible, devices[i],
-                                            devices[j]) != CUDA_SUCCESS ||
+      if (i != j && (driver.DeviceCanAccessPeer(&possible, devices[i],
+                                                devices[j]) != CUDA_SUCCESS ||
                      !possible)) {
         return "GPU " + std::to_string(i) + " has no peer access to GPU " +
                std::to_string(j);

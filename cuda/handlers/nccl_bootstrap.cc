@@ -6,6 +6,7 @@
 
 #include "cuda/kernel/dynamic_library.h"
 #include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/cuda_driver.h"
 #include "cuda/runtime/fault.h"
 
 namespace oneshot {
@@ -15,7 +16,7 @@ struct NcclApi {
   int (*user_rank)(void* comm, int* rank);
   int (*count)(void* comm, int* count);
   int (*all_gather)(const void* send, void* receive, size_t count, int type,
-                    void* comm, cudaStream_t stream);
+                    void* comm, CUstream stream);
   int (*async_error)(void* comm, int* error);
   const char* (*error_string)(int error);
 };
@@ -71,42 +72,42 @@ std::unique_ptr<NcclBootstrap> NcclBootstrap::Create(void* communicator,
   }
   // Both before anything large is asked for: a rank that has no memory left for
   // that has to be able to tell the others.
-  cudaError_t cuda =
-      cudaStreamCreateWithFlags(&bootstrap->stream_, cudaStreamNonBlocking);
-  if (cuda == cudaSuccess) {
-    cuda = cudaMalloc(&bootstrap->staging_, kStagingBytes);
+  CUresult cuda =
+      Cuda().StreamCreate(&bootstrap->stream_, CU_STREAM_NON_BLOCKING);
+  if (cuda == CUDA_SUCCESS) {
+    cuda = Cuda().MemAlloc(&bootstrap->staging_, kStagingBytes);
   }
   if (!CudaSucceeded(cuda, kExchange, error)) return nullptr;
   return bootstrap;
 }
 
 NcclBootstrap::~NcclBootstrap() {
-  cudaFree(staging_);
-  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  if (staging_ != 0) Cuda().MemFree(staging_);
+  if (stream_ != nullptr) Cuda().StreamDestroy(stream_);
 }
 
 void NcclBootstrap::Abandon() {
   // CUDA would not free memory before the device has done its work.
-  staging_ = nullptr;
+  staging_ = 0;
   stream_ = nullptr;
 }
 
 bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
                               std::string* error) {
-  const auto check = [&](cudaError_t status) {
+  const auto check = [&](CUresult status) {
     return CudaSucceeded(status, kExchange, error);
   };
   if ((size_ + 1) * bytes > kStagingBytes) {  // on all ranks alike
     *error = std::string(kExchange) + ": too many bytes";
     return false;
   }
-  if (!check(cudaMemcpyAsync(staging_, mine, bytes, cudaMemcpyHostToDevice,
-                             stream_))) {
+  if (!check(Cuda().MemcpyHtoDAsync(staging_, mine, bytes, stream_))) {
     return false;
   }
-  char* gathered = static_cast<char*>(staging_) + bytes;
-  int status = nccl_.all_gather(staging_, gathered, bytes, kNcclInt8,
-                                communicator_, stream_);
+  const CUdeviceptr gathered = staging_ + bytes;
+  int status = nccl_.all_gather(reinterpret_cast<const void*>(staging_),
+                                reinterpret_cast<void*>(gathered), bytes,
+                                kNcclInt8, communicator_, stream_);
   const auto start = std::chrono::steady_clock::now();
   const auto is_late = [&] {
     std::this_thread::sleep_for(kInterval);
@@ -133,16 +134,14 @@ bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
   // The stream is asked, not waited for, and before the copy to the host: that
   // is to memory that is not pinned, so the call waits for everything before
   // it, without a limit.
-  cudaError_t arrived = cudaStreamQuery(stream_);
-  while (arrived == cudaErrorNotReady) {
-    cudaGetLastError();  // no error, but CUDA keeps it as one
+  CUresult arrived = Cuda().StreamQuery(stream_);
+  while (arrived == CUDA_ERROR_NOT_READY) {
     if (is_late()) return false;
-    arrived = cudaStreamQuery(stream_);
+    arrived = Cuda().StreamQuery(stream_);
   }
   return check(arrived) &&
-         check(cudaMemcpyAsync(all, gathered, size_ * bytes,
-                               cudaMemcpyDeviceToHost, stream_)) &&
-         check(cudaStreamSynchronize(stream_));
+         check(Cuda().MemcpyDtoHAsync(all, gathered, size_ * bytes, stream_)) &&
+         check(Cuda().StreamSynchronize(stream_));
 }
 
 }  // namespace oneshot

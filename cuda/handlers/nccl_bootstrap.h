@@ -4,7 +4,7 @@
 #ifndef ONESHOT_CUDA_HANDLERS_NCCL_BOOTSTRAP_H_
 #define ONESHOT_CUDA_HANDLERS_NCCL_BOOTSTRAP_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <cstddef>
 #include <memory>
@@ -20,9 +20,9 @@ struct NcclApi;
 
 class NcclBootstrap : public Bootstrap {
  public:
-  // For the current device, which has to be current in all other calls, too.
-  // `communicator` is XLA's ncclComm_t, not owned. Null
-  // with a reason in `error`.
+  // For the device whose context is current, which has to be current in all
+  // other calls, too. `communicator` is XLA's ncclComm_t, not owned. Null with
+  // a reason in `error`.
   static std::unique_ptr<NcclBootstrap> Create(void* communicator,
                                                std::string* error);
   ~NcclBootstrap() override;
@@ -46,8 +46,8 @@ class NcclBootstrap : public Bootstrap {
   void* communicator_;
   int rank_ = 0;
   int size_ = 0;
-  cudaStream_t stream_ = nullptr;
-  void* staging_ = nullptr;
+  CUstream stream_ = nullptr;
+  CUdeviceptr staging_ = 0;
 };
 
 }  // namespace oneshot

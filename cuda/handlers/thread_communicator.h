@@ -4,7 +4,7 @@
 #ifndef ONESHOT_CUDA_HANDLERS_THREAD_COMMUNICATOR_H_
 #define ONESHOT_CUDA_HANDLERS_THREAD_COMMUNICATOR_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <atomic>
 #include <cstddef>
@@ -29,7 +29,7 @@ class ThreadCommunicator : public FakeCommunicator {
     return 0;
   }
   int AllGather(const void* send, void* receive, size_t bytes,
-                cudaStream_t) override {
+                CUstream) override {
     ++gathers;
     std::string error;
     return ranks_.AllGather(send, bytes, receive, &error) ? 0 : 1;

@@ -12,6 +12,8 @@
 
 #include "cuda/handlers/thread_communicator.h"
 #include "cuda/kernel/dynamic_library.h"
+#include "cuda/kernel/nvrtc.h"
+#include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/fake_cuda.h"
 #include "cuda/runtime/thread_bootstrap.h"
 
@@ -48,13 +50,11 @@ class Group {
     std::vector<std::thread> threads;
     for (int r = 0; r < kRanks; ++r) {
       threads.emplace_back([&, r] {
-        cudaSetDevice(kXlasDevice);
+        const DeviceGuard guard(kXlasDevice);
         found[r] = FindOrCreateWorkspace(communicators_[r], r, groups,
                                          r == kRanks - 1 ? last_objects : "",
                                          &errors[r]);
-        int device = -1;
-        cudaGetDevice(&device);
-        EXPECT_EQ(device, kXlasDevice);
+        EXPECT_EQ(fake_cuda::CurrentDevice(), kXlasDevice);
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -75,6 +75,7 @@ class WorkspaceCacheTest : public testing::Test {
   // Without fake_cuda::Reset after a test: the cache keeps what it has.
   WorkspaceCacheTest() {
     EXPECT_TRUE(DynamicLibrary::Open("cuda/handlers/libnccl.so.2"));
+    SetNvrtcPath("external/cuda/nvrtc");
   }
 };
 

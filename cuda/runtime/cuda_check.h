@@ -1,28 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Errors of the CUDA run-time library as words.
+// Errors of the CUDA driver as words.
 #ifndef ONESHOT_CUDA_RUNTIME_CUDA_CHECK_H_
 #define ONESHOT_CUDA_RUNTIME_CUDA_CHECK_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <string>
 
+#include "cuda/runtime/cuda_driver.h"
+
 namespace oneshot {
 
-// CUDA's words for an error. Also clears the thread's last error: it is
-// reported here, and the next caller of cudaGetLastError must not take it for
-// its own.
-inline std::string TakeCudaError(cudaError_t status) {
-  cudaGetLastError();
-  return cudaGetErrorString(status);
+// CUDA's words for an error, or what the machine lacks.
+inline std::string CudaErrorText(CUresult status) {
+  const CudaDriver& driver = Cuda();
+  const char* text = nullptr;
+  if (driver.GetErrorString(status, &text) == CUDA_SUCCESS && text != nullptr &&
+      (status != CUDA_ERROR_NOT_FOUND || driver.missing.empty())) {
+    return text;
+  }
+  if (!driver.missing.empty()) return driver.missing;
+  return "CUDA error " + std::to_string(status);
 }
 
 // True if a call succeeded; otherwise `error` says what failed, and why.
-inline bool CudaSucceeded(cudaError_t status, const std::string& what,
+inline bool CudaSucceeded(CUresult status, const std::string& what,
                           std::string* error) {
-  if (status == cudaSuccess) return true;
-  *error = what + ": " + TakeCudaError(status);
+  if (status == CUDA_SUCCESS) return true;
+  *error = what + ": " + CudaErrorText(status);
   return false;
 }
 

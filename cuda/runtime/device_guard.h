@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Makes a device current for a scope. The threads we are called on are XLA's
-// and must find their own device current again.
+// Makes a device's primary context current for a scope. The threads we are
+// called on are XLA's and must find their own context current again.
 #ifndef ONESHOT_CUDA_RUNTIME_DEVICE_GUARD_H_
 #define ONESHOT_CUDA_RUNTIME_DEVICE_GUARD_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
+
+#include "cuda/runtime/cuda_driver.h"
+#include "cuda/runtime/device.h"
 
 namespace oneshot {
 
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
-    status_ = cudaGetDevice(&previous_);
-    if (status_ == cudaSuccess && previous_ != device) {
-      status_ = cudaSetDevice(device);
-      changed_ = true;
-    }
+    CUcontext context = nullptr;
+    status_ = PrimaryContext(device, &context);
+    if (status_ == CUDA_SUCCESS) status_ = Cuda().CtxPushCurrent(context);
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
+    CUcontext context = nullptr;
+    if (status_ == CUDA_SUCCESS) Cuda().CtxPopCurrent(&context);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
-  cudaError_t status() const { return status_; }
+  CUresult status() const { return status_; }
 
  private:
-  int previous_ = 0;
-  bool changed_ = false;
-  cudaError_t status_;
+  CUresult status_;
 };
 
 }  // namespace oneshot

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/fake_cuda.h"
 
 namespace oneshot {
@@ -27,12 +28,42 @@ TEST(DeviceTest, TraitsOfEachDevice) {
 
 TEST(DeviceTest, NoAnswer) {
   fake_cuda::Reset();
-  fake_cuda::Fail("cudaDeviceGetAttribute", 0, cudaErrorMemoryAllocation);
+  fake_cuda::Fail("cuDeviceGetAttribute", 0, CUDA_ERROR_OUT_OF_MEMORY);
   DeviceTraits traits;
   std::string error;
   EXPECT_FALSE(QueryDevice(0, &traits, &error));
-  EXPECT_EQ(error, "cudaDeviceGetAttribute: out of memory");
-  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_EQ(error, "cuDeviceGetAttribute: out of memory");
+  EXPECT_FALSE(QueryDevice(99, &traits, &error));
+  EXPECT_EQ(error, "cuDeviceGet: another error");
+}
+
+TEST(DeviceTest, TheGuardLeavesTheContextAsItFoundIt) {
+  fake_cuda::Reset();
+  EXPECT_EQ(fake_cuda::CurrentDevice(), -1);
+  {
+    const DeviceGuard outer(5);
+    EXPECT_EQ(outer.status(), CUDA_SUCCESS);
+    EXPECT_EQ(fake_cuda::CurrentDevice(), 5);
+    {
+      const DeviceGuard inner(2);
+      EXPECT_EQ(fake_cuda::CurrentDevice(), 2);
+      const DeviceGuard impossible(99);
+      EXPECT_EQ(impossible.status(), CUDA_ERROR_INVALID_DEVICE);
+      EXPECT_EQ(fake_cuda::CurrentDevice(), 2);
+    }
+    EXPECT_EQ(fake_cuda::CurrentDevice(), 5);
+  }
+  EXPECT_EQ(fake_cuda::CurrentDevice(), -1);
+}
+
+// A device that is busy now may answer later: a failure is not remembered.
+TEST(DeviceTest, NoContext) {
+  fake_cuda::Reset();
+  fake_cuda::Fail("cuDevicePrimaryCtxRetain", 7, CUDA_ERROR_OUT_OF_MEMORY);
+  EXPECT_EQ(DeviceGuard(7).status(), CUDA_ERROR_OUT_OF_MEMORY);
+  EXPECT_EQ(fake_cuda::CurrentDevice(), -1);
+  fake_cuda::Reset();
+  EXPECT_EQ(DeviceGuard(7).status(), CUDA_SUCCESS);
 }
 
 }  // namespace

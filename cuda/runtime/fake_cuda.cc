@@ -10,14 +10,23 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "cuda/runtime/cuda_driver.h"
 #include "cuda/runtime/peer_check.h"
 
-// What CUDA has behind its opaque type.
+// What CUDA has behind its opaque types.
 struct CUstream_st {
   int device;
   bool hangs = false;
+};
+struct CUctx_st {
+  int device;
+};
+struct CUkern_st {
+  std::string name;
 };
 
 namespace oneshot::fake_cuda {
@@ -35,15 +44,18 @@ struct Device {
 struct State {
   std::mutex mutex;
   std::array<Device, kDevices> devices;
-  std::map<std::pair<std::string, int>, cudaError_t> failures;
+  std::map<std::pair<std::string, int>, CUresult> failures;
   std::set<std::pair<int, int>> forbidden;  // links
   std::set<std::pair<int, int>> enabled;
-  std::map<void*, int> memory;  // and the device that it is of
+  std::map<CUdeviceptr, int> memory;  // and the device that it is of
   std::set<void*> host_memory;
   // fault.cc watches memory of the host for the life of the process.
   std::set<void*> retired;
-  std::set<cudaStream_t> streams;
+  std::set<CUstream> streams;
   int mappings = 0;
+  std::map<std::string, CUkern_st> kernels;
+  std::vector<Launch> launches;
+  std::vector<CUkernel> loads;
 };
 
 State& Global() {
@@ -51,18 +63,29 @@ State& Global() {
   return *state;
 }
 
-thread_local int current_device = 0;
-thread_local cudaError_t last_error = cudaSuccess;
-
-cudaError_t Return(cudaError_t status) {
-  if (status != cudaSuccess) last_error = status;
-  return status;
+CUcontext ContextOf(int device) {
+  static std::array<CUctx_st, kDevices> contexts = [] {
+    std::array<CUctx_st, kDevices> all;
+    for (int i = 0; i < kDevices; ++i) all[i].device = i;
+    return all;
+  }();
+  return &contexts[device];
 }
 
-// What a call returns because a test wants it to fail, or success.
-cudaError_t Failure(const State& state, const char* function) {
-  const auto found = state.failures.find({function, current_device});
-  return found == state.failures.end() ? cudaSuccess : found->second;
+thread_local std::vector<CUcontext> context_stack;
+
+void* Host(CUdeviceptr data) { return reinterpret_cast<void*>(data); }
+
+// What a call returns that concerns a device, because a test wants it to fail.
+CUresult FailureOn(const State& state, const char* function, int device) {
+  const auto found = state.failures.find({function, device});
+  return found == state.failures.end() ? CUDA_SUCCESS : found->second;
+}
+
+// The same for a call that needs a current context.
+CUresult Failure(const State& state, const char* function) {
+  if (context_stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+  return FailureOn(state, function, CurrentDevice());
 }
 
 [[noreturn]] void AbortWait(const char* function) {
@@ -71,7 +94,7 @@ cudaError_t Failure(const State& state, const char* function) {
 }
 
 void WaitForDevice(const State& state, const char* function, int device) {
-  for (const cudaStream_t stream : state.streams) {
+  for (const CUstream stream : state.streams) {
     if (stream->hangs && stream->device == device) AbortWait(function);
   }
 }
@@ -85,23 +108,24 @@ void Reset() {
   state.failures.clear();
   state.forbidden.clear();
   state.enabled.clear();
-  for (const auto& [data, device] : state.memory) std::free(data);
-  for (const cudaStream_t stream : state.streams) delete stream;
+  for (const auto& [data, device] : state.memory) std::free(Host(data));
+  for (const CUstream stream : state.streams) delete stream;
   state.memory.clear();
   state.retired.merge(state.host_memory);
   state.host_memory.clear();
   state.streams.clear();
   state.mappings = 0;
-  last_error = cudaSuccess;
+  state.launches.clear();
+  state.loads.clear();
 }
 
-void Fail(const std::string& function, int device, cudaError_t status) {
+void Fail(const std::string& function, int device, CUresult status) {
   State& state = Global();
   const std::lock_guard<std::mutex> lock(state.mutex);
   state.failures[{function, device}] = status;
 }
 
-void Hang(cudaStream_t stream) {
+void Hang(CUstream stream) {
   const std::lock_guard<std::mutex> lock(Global().mutex);
   stream->hangs = true;
 }
@@ -139,200 +163,273 @@ int Live() {
          state.mappings;
 }
 
+int CurrentDevice() {
+  return context_stack.empty() ? -1 : context_stack.back()->device;
+}
+
+std::vector<Launch> Launches() {
+  State& state = Global();
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  return state.launches;
+}
+
+std::vector<CUkernel> Loads() {
+  State& state = Global();
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  return state.loads;
+}
+
+namespace {
+
+// What peer_check.cc has compiled.
+void RunTryPeer(State& state, void** parameters) {
+  auto* const peer = *static_cast<uint32_t**>(parameters[0]);
+  const uint32_t pattern = *static_cast<uint32_t*>(parameters[1]);
+  auto* const elapsed = *static_cast<uint64_t**>(parameters[2]);
+  const Device& device = state.devices[CurrentDevice()];
+  if (!device.loses_stores) std::fill_n(peer, 4, pattern);
+  *elapsed = static_cast<uint64_t>(device.peer_load_ns * kTryPeerLoads);
+}
+
+CudaDriver MakeDriver() {
+  CudaDriver driver;
+  driver.Init = [](unsigned) { return CUDA_SUCCESS; };
+  driver.DriverGetVersion = [](int* version) {
+    *version = 13000;
+    return CUDA_SUCCESS;
+  };
+  driver.GetErrorString = [](CUresult status, const char** text) {
+    *text = status == CUDA_SUCCESS               ? "no error"
+            : status == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory"
+                                                 : "another error";
+    return CUDA_SUCCESS;
+  };
+  driver.DeviceGetCount = [](int* count) {
+    *count = kDevices;
+    return CUDA_SUCCESS;
+  };
+  driver.DeviceGet = [](CUdevice* device, int number) {
+    if (number < 0 || number >= kDevices) return CUDA_ERROR_INVALID_DEVICE;
+    *device = number;
+    return CUDA_SUCCESS;
+  };
+  driver.DeviceGetAttribute = [](int* value, CUdevice_attribute attribute,
+                                 CUdevice device) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    *value = attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+                 ? state.devices.at(device).major
+             : attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+                 ? state.devices.at(device).minor
+                 : 132;
+    return FailureOn(state, "cuDeviceGetAttribute", device);
+  };
+  driver.DeviceCanAccessPeer = [](int* possible, CUdevice device,
+                                  CUdevice peer) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    *possible = device != peer && state.forbidden.count({device, peer}) == 0;
+    return CUDA_SUCCESS;
+  };
+  driver.DevicePrimaryCtxRetain = [](CUcontext* context, CUdevice device) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    *context = ContextOf(device);
+    return FailureOn(state, "cuDevicePrimaryCtxRetain", device);
+  };
+  driver.CtxPushCurrent = [](CUcontext context) {
+    context_stack.push_back(context);
+    return CUDA_SUCCESS;
+  };
+  driver.CtxPopCurrent = [](CUcontext* context) {
+    if (context_stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+    *context = context_stack.back();
+    context_stack.pop_back();
+    return CUDA_SUCCESS;
+  };
+  driver.CtxEnablePeerAccess = [](CUcontext peer, unsigned) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    return state.enabled.emplace(CurrentDevice(), peer->device).second
+               ? CUDA_SUCCESS
+               : CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
+  };
+
+  driver.LibraryLoadData = [](CUlibrary* library, const void*, CUjit_option*,
+                              void**, unsigned, CUlibraryOption*, void**,
+                              unsigned) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    *library = nullptr;  // all kernels are in one
+    return Failure(state, "cuLibraryLoadData");
+  };
+  driver.LibraryGetKernel = [](CUkernel* kernel, CUlibrary, const char* name) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    CUkern_st& found = state.kernels[name];
+    found.name = name;
+    *kernel = &found;
+    return CUDA_SUCCESS;
+  };
+  driver.KernelGetFunction = [](CUfunction* function, CUkernel kernel) {
+    *function = reinterpret_cast<CUfunction>(kernel);
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    return Failure(state, "cuKernelGetFunction");
+  };
+  driver.FuncGetAttribute = [](int*, CUfunction_attribute,
+                               CUfunction function) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    state.loads.push_back(reinterpret_cast<CUkernel>(function));
+    return Failure(state, "cuFuncGetAttribute");
+  };
+  driver.LaunchKernel =
+      [](CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+         unsigned block_x, unsigned block_y, unsigned block_z,
+         unsigned shared_bytes, CUstream stream, void** parameters, void**) {
+        State& state = Global();
+        const std::lock_guard<std::mutex> lock(state.mutex);
+        const CUresult failure = Failure(state, "cuLaunchKernel");
+        if (failure != CUDA_SUCCESS) return failure;
+        const auto try_peer = state.kernels.find(kTryPeerKernel);
+        if (try_peer != state.kernels.end() &&
+            function == reinterpret_cast<CUfunction>(&try_peer->second)) {
+          RunTryPeer(state, parameters);
+          return CUDA_SUCCESS;
+        }
+        state.launches.push_back({function,
+                                  {grid_x, grid_y, grid_z},
+                                  {block_x, block_y, block_z},
+                                  *static_cast<KernelArguments*>(parameters[0]),
+                                  shared_bytes,
+                                  stream});
+        return CUDA_SUCCESS;
+      };
+
+  driver.StreamCreate = [](CUstream* stream, unsigned) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const CUresult failure = Failure(state, "cuStreamCreate");
+    if (failure != CUDA_SUCCESS) return failure;
+    *stream = new CUstream_st{CurrentDevice()};
+    state.streams.insert(*stream);
+    return CUDA_SUCCESS;
+  };
+  driver.StreamDestroy = [](CUstream stream) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    state.streams.erase(stream);
+    delete stream;
+    return CUDA_SUCCESS;
+  };
+  driver.StreamQuery = [](CUstream stream) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    if (stream->hangs) return CUDA_ERROR_NOT_READY;
+    return Failure(state, "cuStreamQuery");
+  };
+  driver.StreamSynchronize = [](CUstream stream) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    if (stream->hangs) AbortWait("cuStreamSynchronize");
+    return Failure(state, "cuStreamSynchronize");
+  };
+
+  driver.MemAlloc = [](CUdeviceptr* data, size_t bytes) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const CUresult failure = Failure(state, "cuMemAlloc");
+    if (failure != CUDA_SUCCESS) return failure;
+    *data = reinterpret_cast<CUdeviceptr>(std::malloc(bytes));
+    state.memory[*data] = CurrentDevice();
+    return CUDA_SUCCESS;
+  };
+  driver.MemFree = [](CUdeviceptr data) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const auto found = state.memory.find(data);
+    if (found == state.memory.end()) return CUDA_ERROR_INVALID_VALUE;
+    WaitForDevice(state, "cuMemFree", found->second);
+    state.memory.erase(found);
+    std::free(Host(data));
+    return CUDA_SUCCESS;
+  };
+  driver.MemHostAlloc = [](void** data, size_t bytes, unsigned) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const CUresult failure = Failure(state, "cuMemHostAlloc");
+    if (failure != CUDA_SUCCESS) return failure;
+    *data = std::malloc(bytes);
+    state.host_memory.insert(*data);
+    return CUDA_SUCCESS;
+  };
+  driver.MemFreeHost = [](void* data) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    WaitForDevice(state, "cuMemFreeHost", CurrentDevice());
+    if (state.host_memory.erase(data) > 0) std::free(data);
+    return CUDA_SUCCESS;
+  };
+  driver.MemsetD8Async = [](CUdeviceptr data, unsigned char value, size_t bytes,
+                            CUstream stream) {
+    // Behind what never ends nothing is done.
+    if (!stream->hangs) std::memset(Host(data), value, bytes);
+    return CUDA_SUCCESS;
+  };
+  driver.MemcpyHtoDAsync = [](CUdeviceptr to, const void* from, size_t bytes,
+                              CUstream stream) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const CUresult failure = Failure(state, "cuMemcpyHtoDAsync");
+    if (failure != CUDA_SUCCESS) return failure;
+    if (!stream->hangs) std::memcpy(Host(to), from, bytes);
+    return CUDA_SUCCESS;
+  };
+  driver.MemcpyDtoHAsync = [](void* to, CUdeviceptr from, size_t bytes,
+                              CUstream stream) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const CUresult failure = Failure(state, "cuMemcpyDtoHAsync");
+    if (failure != CUDA_SUCCESS) return failure;
+    // To memory that is not pinned the copy is done when the call returns.
+    if (stream->hangs) AbortWait("cuMemcpyDtoHAsync");
+    std::memcpy(to, Host(from), bytes);
+    return CUDA_SUCCESS;
+  };
+
+  driver.IpcGetMemHandle = [](CUipcMemHandle* handle, CUdeviceptr data) {
+    std::memcpy(handle, &data, sizeof(data));
+    return CUDA_SUCCESS;
+  };
+  driver.IpcOpenMemHandle = [](CUdeviceptr* data, CUipcMemHandle handle,
+                               unsigned) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    const CUresult failure = Failure(state, "cuIpcOpenMemHandle");
+    if (failure != CUDA_SUCCESS) return failure;
+    std::memcpy(data, &handle, sizeof(*data));
+    ++state.mappings;
+    return CUDA_SUCCESS;
+  };
+  driver.IpcCloseMemHandle = [](CUdeviceptr) {
+    State& state = Global();
+    const std::lock_guard<std::mutex> lock(state.mutex);
+    --state.mappings;
+    return CUDA_SUCCESS;
+  };
+  return driver;
+}
+
+}  // namespace
 }  // namespace oneshot::fake_cuda
-
-using namespace oneshot::fake_cuda;  // NOLINT: this file is what it declares
-
-cudaError_t cudaGetLastError() {
-  return std::exchange(last_error, cudaSuccess);
-}
-
-const char* cudaGetErrorString(cudaError_t status) {
-  switch (status) {
-    case cudaSuccess:
-      return "no error";
-    case cudaErrorMemoryAllocation:
-      return "out of memory";
-    case cudaErrorNotReady:
-      return "device not ready";
-    default:
-      return "another error";
-  }
-}
-
-cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= kDevices) return Return(cudaErrorInvalidDevice);
-  current_device = device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute,
-                                   int device) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (const cudaError_t failure = Failure(state, "cudaDeviceGetAttribute")) {
-    return Return(failure);
-  }
-  *value = attribute == cudaDevAttrComputeCapabilityMajor
-               ? state.devices.at(device).major
-           : attribute == cudaDevAttrComputeCapabilityMinor
-               ? state.devices.at(device).minor
-               : 132;
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceCanAccessPeer(int* possible, int device, int peer) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  *possible = device != peer && state.forbidden.count({device, peer}) == 0;
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned int) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  return Return(state.enabled.emplace(current_device, peer).second
-                    ? cudaSuccess
-                    : cudaErrorPeerAccessAlreadyEnabled);
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (const cudaError_t failure = Failure(state, "cudaStreamCreateWithFlags")) {
-    return Return(failure);
-  }
-  *stream = new CUstream_st{current_device};
-  state.streams.insert(*stream);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  state.streams.erase(stream);
-  delete stream;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (stream->hangs) return Return(cudaErrorNotReady);
-  return Return(Failure(state, "cudaStreamQuery"));
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (stream->hangs) AbortWait("cudaStreamSynchronize");
-  return Return(Failure(state, "cudaStreamSynchronize"));
-}
-
-cudaError_t cudaMalloc(void** data, size_t bytes) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (const cudaError_t failure = Failure(state, "cudaMalloc")) {
-    return Return(failure);
-  }
-  *data = std::malloc(bytes);
-  state.memory[*data] = current_device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaFree(void* data) {
-  if (data == nullptr) return cudaSuccess;
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  const auto found = state.memory.find(data);
-  if (found == state.memory.end()) return Return(cudaErrorInvalidValue);
-  WaitForDevice(state, "cudaFree", found->second);
-  state.memory.erase(found);
-  std::free(data);
-  return cudaSuccess;
-}
-
-cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned int) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (const cudaError_t failure = Failure(state, "cudaHostAlloc")) {
-    return Return(failure);
-  }
-  *data = std::malloc(bytes);
-  state.host_memory.insert(*data);
-  return cudaSuccess;
-}
-
-cudaError_t cudaFreeHost(void* data) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  WaitForDevice(state, "cudaFreeHost", current_device);
-  if (state.host_memory.erase(data) > 0) std::free(data);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes,
-                            cudaStream_t stream) {
-  if (stream->hangs) return cudaSuccess;  // behind what never ends
-  std::memset(data, value, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes,
-                            cudaMemcpyKind kind, cudaStream_t stream) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (const cudaError_t failure = Failure(state, "cudaMemcpyAsync")) {
-    return Return(failure);
-  }
-  // To memory that is not pinned the copy is done when the call returns.
-  if (stream->hangs && kind == cudaMemcpyDeviceToHost) {
-    AbortWait("cudaMemcpyAsync");
-  }
-  if (!stream->hangs) std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data) {
-  std::memcpy(handle, &data, sizeof(data));
-  return cudaSuccess;
-}
-
-cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle,
-                                 unsigned int) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  if (const cudaError_t failure = Failure(state, "cudaIpcOpenMemHandle")) {
-    return Return(failure);
-  }
-  std::memcpy(data, &handle, sizeof(*data));
-  ++state.mappings;
-  return cudaSuccess;
-}
-
-cudaError_t cudaIpcCloseMemHandle(void*) {
-  State& state = Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  --state.mappings;
-  return cudaSuccess;
-}
 
 namespace oneshot {
 
-cudaError_t TryPeer(uint32_t* peer, uint32_t pattern, cudaStream_t,
-                    double* load_ns) {
-  fake_cuda::State& state = fake_cuda::Global();
-  const std::lock_guard<std::mutex> lock(state.mutex);
-  const fake_cuda::Device& device = state.devices[current_device];
-  if (!device.loses_stores) std::fill_n(peer, 4, pattern);
-  *load_ns = device.peer_load_ns;
-  // A launch reports what the thread has left there.
-  return cudaGetLastError();
+const CudaDriver& Cuda() {
+  static const CudaDriver* const driver =
+      new CudaDriver(fake_cuda::MakeDriver());
+  return *driver;
 }
 
 }  // namespace oneshot

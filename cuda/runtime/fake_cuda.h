@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A stand-in for the CUDA run-time library and for peer_check.cu, for tests on
-// machines without a GPU: it defines the functions that the host's code calls,
-// and the linker then takes none from libcudart_static.a. Memory of a device is
-// memory of the host, and a stream does its work at once.
+// A stand-in for the CUDA driver, for tests on machines without a GPU: it
+// defines Cuda() of cuda_driver.h, and the linker then takes that of no
+// library. Memory of a device is memory of the host, and a stream does its work
+// at once. As with the driver, a thread has no current context before it pushes
+// one.
 #ifndef ONESHOT_CUDA_RUNTIME_FAKE_CUDA_H_
 #define ONESHOT_CUDA_RUNTIME_FAKE_CUDA_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <string>
+#include <vector>
+
+#include "cuda/kernel/device/arguments.h"
 
 namespace oneshot::fake_cuda {
 
@@ -18,12 +22,13 @@ namespace oneshot::fake_cuda {
 // released.
 void Reset();
 
-// From now on calls of `function` return `status` while `device` is current.
-void Fail(const std::string& function, int device, cudaError_t status);
+// From now on calls of `function` return `status` while `device` is current, or
+// is asked about.
+void Fail(const std::string& function, int device, CUresult status);
 
 // The stream's work never ends from now on. Then the process aborts in every
 // call that would wait for it, those that free memory of the device included.
-void Hang(cudaStream_t stream);
+void Hang(CUstream stream);
 
 void SetComputeCapability(int device, int major, int minor);
 void ForbidPeerAccess(int from, int to);
@@ -35,6 +40,23 @@ void LosePeerStores(int device);
 
 // How much there is that was not released: memory, streams and mappings.
 int Live();
+
+// The device whose context is current on this thread; -1: none.
+int CurrentDevice();
+
+// A launch of a kernel that is not TryPeer's.
+struct Launch {
+  CUfunction function;
+  unsigned grid[3];
+  unsigned block[3];
+  KernelArguments arguments;
+  unsigned shared_bytes;
+  CUstream stream;
+};
+std::vector<Launch> Launches();
+
+// The kernels that were put onto a device.
+std::vector<CUkernel> Loads();
 
 }  // namespace oneshot::fake_cuda
 

@@ -4,28 +4,10 @@
 #include <optional>
 
 #include "cuda/kernel/kernel_source.h"
-#include "cuda/kernel/nvrtc.h"
 #include "cuda/program/call_contract.h"
-#include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/compile_and_load.h"
 
 namespace oneshot {
-namespace {
-
-bool CompileAndLoad(const std::string& source, const std::string& name,
-                    int compute_capability, cudaKernel_t* function,
-                    std::string* error) {
-  std::string cubin;
-  cudaLibrary_t library = nullptr;
-  return CompileCuda(source, compute_capability, &cubin, error) &&
-         CudaSucceeded(cudaLibraryLoadData(&library, cubin.data(), nullptr,
-                                           nullptr, 0, nullptr, nullptr, 0),
-                       "loading a kernel", error) &&
-         CudaSucceeded(cudaLibraryGetKernel(function, library, name.c_str()),
-                       "finding a kernel", error);
-}
-
-}  // namespace
-
 const Kernel* KernelCache::FindOrBuild(const EpilogueProgram& program,
                                        const LaunchPlan& plan, int ranks,
                                        bool aligned, int compute_capability,

@@ -4,7 +4,7 @@
 #ifndef ONESHOT_CUDA_RUNTIME_KERNEL_CACHE_H_
 #define ONESHOT_CUDA_RUNTIME_KERNEL_CACHE_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <cstdint>
 #include <functional>
@@ -24,8 +24,8 @@ namespace oneshot {
 // compute capability.
 struct Kernel {
   LaunchPlan plan;
-  cudaKernel_t function = nullptr;  // null: there is nothing to launch
-  bool wide = false;                // needs aligned buffers
+  CUkernel function = nullptr;  // null: there is nothing to launch
+  bool wide = false;            // needs aligned buffers
 };
 
 // Kernels by compute capability and source. Thread-safe.
@@ -35,7 +35,7 @@ class KernelCache {
   // false and says why.
   using Build = std::function<bool(
       const std::string& source, const std::string& name,
-      int compute_capability, cudaKernel_t* function, std::string* error)>;
+      int compute_capability, CUkernel* function, std::string* error)>;
 
   explicit KernelCache(Build build) : build_(std::move(build)) {}
 

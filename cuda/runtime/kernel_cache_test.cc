@@ -42,15 +42,15 @@ LaunchPlan PlanOf(int64_t rows, int64_t hidden) {
 }
 
 // Stands for what a build has made; nobody calls it.
-cudaKernel_t FunctionNumber(int number) {
-  return reinterpret_cast<cudaKernel_t>(static_cast<intptr_t>(number));
+CUkernel FunctionNumber(int number) {
+  return reinterpret_cast<CUkernel>(static_cast<intptr_t>(number));
 }
 
 TEST(KernelCacheTest, BuildsOncePerSourceAndComputeCapability) {
   std::atomic<int> builds = 0;
   std::set<std::pair<int, std::string>> asked;
   KernelCache cache([&](const std::string& source, const std::string& name,
-                        int compute_capability, cudaKernel_t* function,
+                        int compute_capability, CUkernel* function,
                         std::string*) {
     EXPECT_THAT(source, HasSubstr(name));
     EXPECT_EQ(name, Identifier(Sum()));
@@ -84,11 +84,11 @@ TEST(KernelCacheTest, BuildsOncePerSourceAndComputeCapability) {
 }
 
 TEST(KernelCacheTest, NothingIsBuiltForNoRows) {
-  KernelCache cache([](const std::string&, const std::string&, int,
-                       cudaKernel_t*, std::string*) {
-    ADD_FAILURE() << "built";
-    return false;
-  });
+  KernelCache cache(
+      [](const std::string&, const std::string&, int, CUkernel*, std::string*) {
+        ADD_FAILURE() << "built";
+        return false;
+      });
   std::string error;
   const Kernel* kernel =
       cache.FindOrBuild(Sum(), PlanOf(0, 64), kRanks, true, 90, &error);
@@ -98,8 +98,8 @@ TEST(KernelCacheTest, NothingIsBuiltForNoRows) {
 
 TEST(KernelCacheTest, AFailureIsReportedToAllAndNotTriedAgain) {
   int builds = 0;
-  KernelCache cache([&](const std::string&, const std::string&, int,
-                        cudaKernel_t*, std::string* error) {
+  KernelCache cache([&](const std::string&, const std::string&, int, CUkernel*,
+                        std::string* error) {
     *error = "failure " + std::to_string(++builds);
     return false;
   });
@@ -116,7 +116,7 @@ TEST(KernelCacheTest, ConcurrentCallersShareABuild) {
   std::atomic<int> calling = 0;
   std::atomic<int> builds = 0;
   KernelCache cache([&](const std::string&, const std::string&, int,
-                        cudaKernel_t* function, std::string*) {
+                        CUkernel* function, std::string*) {
     *function = FunctionNumber(++builds);
     // Not done before all others had time to ask, too.
     while (calling < kThreads) std::this_thread::yield();
@@ -143,8 +143,8 @@ TEST(KernelCacheTest, KernelsAreBuiltSideBySide) {
   std::promise<void> both;
   std::shared_future<void> both_building = both.get_future().share();
   std::atomic<int> building = 0;
-  KernelCache cache([&](const std::string&, const std::string&, int,
-                        cudaKernel_t*, std::string*) {
+  KernelCache cache([&](const std::string&, const std::string&, int, CUkernel*,
+                        std::string*) {
     if (++building == 2) both.set_value();
     return both_building.wait_for(std::chrono::seconds(10)) ==
            std::future_status::ready;

@@ -6,6 +6,7 @@
 #include "cuda/kernel/device/arguments.h"
 #include "cuda/program/call_contract.h"
 #include "cuda/program/epilogue_program.h"
+#include "cuda/runtime/cuda_driver.h"
 
 namespace oneshot {
 namespace {
@@ -29,17 +30,21 @@ bool IsAligned(const Buffers& buffers) {
   return bits % kPacketBytes == 0;  // absent buffers are null
 }
 
-cudaError_t LoadKernel(const Kernel& kernel) {
-  if (kernel.function == nullptr) return cudaSuccess;
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes,
-                               reinterpret_cast<const void*>(kernel.function));
+CUresult LoadKernel(const Kernel& kernel) {
+  if (kernel.function == nullptr) return CUDA_SUCCESS;
+  CUfunction function = nullptr;
+  const CUresult status = Cuda().KernelGetFunction(&function, kernel.function);
+  if (status != CUDA_SUCCESS) return status;
+  // Loading is lazy, and to look at the code ends that.
+  int version = 0;
+  return Cuda().FuncGetAttribute(&version, CU_FUNC_ATTRIBUTE_BINARY_VERSION,
+                                 function);
 }
 
-cudaError_t LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,
-                            const WorkspaceView& workspace, uint64_t site,
-                            cudaStream_t stream) {
-  if (kernel.function == nullptr) return cudaSuccess;
+CUresult LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,
+                         const WorkspaceView& workspace, uint64_t site,
+                         CUstream stream) {
+  if (kernel.function == nullptr) return CUDA_SUCCESS;
   KernelArguments arguments = {};
   arguments.x = buffers.x;
   std::copy_n(buffers.operands, kMaxOperands, arguments.operands);
@@ -52,10 +57,11 @@ cudaError_t LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,
   arguments.site = site;
   arguments.rank = workspace.rank;
   void* parameters[] = {&arguments};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel.function),
-                          dim3(kernel.plan.blocks),
-                          dim3(kernel.plan.tuning.threads), parameters,
-                          /*sharedMem=*/0, stream);
+  // A kernel stands for its function in the context of the stream.
+  return Cuda().LaunchKernel(
+      reinterpret_cast<CUfunction>(kernel.function), kernel.plan.blocks, 1, 1,
+      kernel.plan.tuning.threads, 1, 1, /*sharedMemBytes=*/0, stream,
+      parameters, /*extra=*/nullptr);
 }
 
 }  // namespace oneshot

@@ -4,7 +4,7 @@
 #ifndef ONESHOT_CUDA_RUNTIME_LAUNCH_H_
 #define ONESHOT_CUDA_RUNTIME_LAUNCH_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <cstdint>
 
@@ -20,15 +20,15 @@ bool IsAligned(const Buffers& buffers);
 // Puts a kernel onto the current device. CUDA otherwise does it at the first
 // launch and may then wait for the device, which a kernel that waits for a peer
 // would turn into a deadlock.
-cudaError_t LoadKernel(const Kernel& kernel);
+CUresult LoadKernel(const Kernel& kernel);
 
 // Enqueues the call. All ranks of the group must enqueue the same sequence of
 // calls, each on one stream: two kernels that use the same workspace must never
 // run at the same time on a device. Nothing in the launch depends on how many
 // came before it, so it may be captured in a graph and replayed.
-cudaError_t LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,
-                            const WorkspaceView& workspace, uint64_t site,
-                            cudaStream_t stream);
+CUresult LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,
+                         const WorkspaceView& workspace, uint64_t site,
+                         CUstream stream);
 
 }  // namespace oneshot
 

@@ -4,50 +4,22 @@
 // cuda/device_tests to show.
 #include "cuda/runtime/launch.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include "cuda/kernel/device/arguments.h"
 #include "cuda/program/call_contract.h"
-
-namespace {
-
-struct Launch {
-  const void* function;
-  dim3 grid;
-  dim3 block;
-  oneshot::KernelArguments arguments;
-  size_t shared_bytes;
-  cudaStream_t stream;
-};
-
-std::vector<Launch> launches;
-std::vector<const void*> loads;
-cudaError_t answer = cudaSuccess;
-
-}  // namespace
-
-// In place of CUDA's.
-cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block,
-                             void** arguments, size_t shared_bytes,
-                             cudaStream_t stream) {
-  Launch launch = {function, grid, block, {}, shared_bytes, stream};
-  std::memcpy(&launch.arguments, arguments[0], sizeof(launch.arguments));
-  launches.push_back(launch);
-  return answer;
-}
-
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* function) {
-  loads.push_back(function);
-  return answer;
-}
+#include "cuda/runtime/device_guard.h"
+#include "cuda/runtime/fake_cuda.h"
 
 namespace oneshot {
 namespace {
+
+using ::testing::ElementsAre;
 
 // An address; nobody looks at what is there.
 template <typename T>
@@ -58,15 +30,16 @@ T* At(uintptr_t address) {
 class LaunchTest : public testing::Test {
  protected:
   LaunchTest() {
-    launches.clear();
-    loads.clear();
-    answer = cudaSuccess;
-    kernel_.function = At<std::remove_pointer_t<cudaKernel_t>>(0x10);
+    fake_cuda::Reset();
+    kernel_.function = At<std::remove_pointer_t<CUkernel>>(0x10);
     kernel_.plan.blocks = 12;
     kernel_.plan.tuning.threads = 256;
   }
 
   Kernel kernel_;
+
+ private:
+  const DeviceGuard guard_{0};
 };
 
 TEST_F(LaunchTest, EverythingReachesTheKernel) {
@@ -88,17 +61,16 @@ TEST_F(LaunchTest, EverythingReachesTheKernel) {
   view.control = At<Control>(0x600);
   view.fault = At<Fault>(0x700);
   view.timeout_ns = 42;
-  const auto stream = At<std::remove_pointer_t<cudaStream_t>>(0x800);
+  const auto stream = At<std::remove_pointer_t<CUstream>>(0x800);
   EXPECT_EQ(LaunchAllReduce(kernel_, buffers, view, /*site=*/17, stream),
-            cudaSuccess);
+            CUDA_SUCCESS);
 
+  const std::vector<fake_cuda::Launch> launches = fake_cuda::Launches();
   ASSERT_EQ(launches.size(), 1u);
-  const Launch& launch = launches[0];
-  EXPECT_EQ(launch.function, At<void>(0x10));
-  EXPECT_EQ(launch.grid.x, 12u);
-  EXPECT_EQ(launch.block.x, 256u);
-  EXPECT_EQ(launch.grid.y * launch.grid.z * launch.block.y * launch.block.z,
-            1u);
+  const fake_cuda::Launch& launch = launches[0];
+  EXPECT_EQ(launch.function, At<std::remove_pointer_t<CUfunction>>(0x10));
+  EXPECT_THAT(launch.grid, ElementsAre(12, 1, 1));
+  EXPECT_THAT(launch.block, ElementsAre(256, 1, 1));
   EXPECT_EQ(launch.shared_bytes, 0u);
   EXPECT_EQ(launch.stream, stream);
   const KernelArguments& arguments = launch.arguments;
@@ -123,23 +95,25 @@ TEST_F(LaunchTest, EverythingReachesTheKernel) {
 }
 
 TEST_F(LaunchTest, NothingToLaunch) {
-  EXPECT_EQ(LoadKernel(Kernel()), cudaSuccess);
-  EXPECT_EQ(LaunchAllReduce(Kernel(), {}, {}, 0, nullptr), cudaSuccess);
-  EXPECT_TRUE(loads.empty());
-  EXPECT_TRUE(launches.empty());
+  EXPECT_EQ(LoadKernel(Kernel()), CUDA_SUCCESS);
+  EXPECT_EQ(LaunchAllReduce(Kernel(), {}, {}, 0, nullptr), CUDA_SUCCESS);
+  EXPECT_TRUE(fake_cuda::Loads().empty());
+  EXPECT_TRUE(fake_cuda::Launches().empty());
 }
 
 TEST_F(LaunchTest, LoadKernelAsksForTheKernel) {
-  EXPECT_EQ(LoadKernel(kernel_), cudaSuccess);
-  ASSERT_EQ(loads.size(), 1u);
-  EXPECT_EQ(loads[0], At<void>(0x10));
+  EXPECT_EQ(LoadKernel(kernel_), CUDA_SUCCESS);
+  EXPECT_THAT(fake_cuda::Loads(), ElementsAre(kernel_.function));
 }
 
 TEST_F(LaunchTest, ErrorsAreReturned) {
-  answer = cudaErrorMemoryAllocation;
-  EXPECT_EQ(LoadKernel(kernel_), cudaErrorMemoryAllocation);
+  for (const char* function :
+       {"cuFuncGetAttribute", "cuKernelGetFunction", "cuLaunchKernel"}) {
+    fake_cuda::Fail(function, 0, CUDA_ERROR_OUT_OF_MEMORY);
+  }
+  EXPECT_EQ(LoadKernel(kernel_), CUDA_ERROR_OUT_OF_MEMORY);
   EXPECT_EQ(LaunchAllReduce(kernel_, {}, {}, 0, nullptr),
-            cudaErrorMemoryAllocation);
+            CUDA_ERROR_OUT_OF_MEMORY);
 }
 
 TEST_F(LaunchTest, IsAligned) {

@@ -4,17 +4,24 @@
 #ifndef ONESHOT_CUDA_RUNTIME_PEER_CHECK_H_
 #define ONESHOT_CUDA_RUNTIME_PEER_CHECK_H_
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 
 #include <cstdint>
+#include <string>
 
 namespace oneshot {
 
 // Stores `pattern` into the four words at `peer` on another device, as packets
 // are stored, and measures the mean time of a load from there in nanoseconds.
-// Waits for both on `stream`.
-cudaError_t TryPeer(uint32_t* peer, uint32_t pattern, cudaStream_t stream,
-                    double* load_ns);
+// Waits for both on `stream`. The current device has the compute capability
+// that is named. Returns false and says why.
+bool TryPeer(uint32_t* peer, uint32_t pattern, int compute_capability,
+             CUstream stream, double* load_ns, std::string* error);
+
+// The name of the kernel that does it. Its arguments are those of TryPeer and
+// where it stores the nanoseconds that all of its loads took together.
+inline constexpr char kTryPeerKernel[] = "oneshot_try_peer";
+inline constexpr int kTryPeerLoads = 64;
 
 // A load over NVLink takes about a microsecond. Slower than this the path leads
 // through the host, and XLA's own collectives are the better choice.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/runtime/workspace.h"
 
-#include <cuda_runtime_api.h>
+#include <cuda.h>
 #include <unistd.h>
 
 #include <array>
@@ -14,6 +14,7 @@
 
 #include "cuda/program/call_contract.h"
 #include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/cuda_driver.h"
 #include "cuda/runtime/device_guard.h"
 #include "cuda/runtime/fault.h"
 #include "cuda/runtime/peer_check.h"
@@ -50,8 +51,8 @@ struct Introduction {
   int32_t pid;
   int32_t device;
   uint64_t inbox;
-  cudaIpcMemHandle_t handle;  // of the inbox, for other processes
-  Reason reason;              // why this rank has no inbox
+  CUipcMemHandle handle;  // of the inbox, for other processes
+  Reason reason;          // why this rank has no inbox
 };
 
 const std::array<uint32_t, 4>& ProcessId() {
@@ -69,7 +70,7 @@ void ReadMachine(char (&machine)[40]) {
   file.getline(machine, sizeof(machine));
 }
 
-bool Check(cudaError_t status, const char* what, Reason& reason) {
+bool Check(CUresult status, const char* what, Reason& reason) {
   std::string error;
   if (CudaSucceeded(status, what, &error)) return true;
   reason.Set("%s", error.c_str());
@@ -80,40 +81,39 @@ bool Check(cudaError_t status, const char* what, Reason& reason) {
 class OwnStream {
  public:
   explicit OwnStream(Reason& reason) {
-    Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
-          "cudaStreamCreate", reason);
+    Check(Cuda().StreamCreate(&stream_, CU_STREAM_NON_BLOCKING),
+          "cuStreamCreate", reason);
   }
   ~OwnStream() {
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+    if (stream_ != nullptr) Cuda().StreamDestroy(stream_);
   }
   OwnStream(const OwnStream&) = delete;
   OwnStream& operator=(const OwnStream&) = delete;
-  cudaStream_t get() const { return stream_; }
+  CUstream get() const { return stream_; }
 
  private:
-  cudaStream_t stream_ = nullptr;
+  CUstream stream_ = nullptr;
 };
 
 // What one rank allocates and maps, released if the group is refused.
 struct Holding {
-  char* memory = nullptr;  // the inbox, and the control words behind it
+  CUdeviceptr memory = 0;  // the inbox, and the control words behind it
   Fault* fault = nullptr;
-  std::vector<void*> opened;  // inboxes of other processes
+  std::vector<CUdeviceptr> opened;  // inboxes of other processes
 
   void Release() {
-    for (void* inbox : opened) cudaIpcCloseMemHandle(inbox);
-    cudaFree(memory);
-    cudaFreeHost(fault);
-    cudaGetLastError();
+    for (const CUdeviceptr inbox : opened) Cuda().IpcCloseMemHandle(inbox);
+    if (memory != 0) Cuda().MemFree(memory);
+    if (fault != nullptr) Cuda().MemFreeHost(fault);
   }
 };
 
 // Fills the inbox with kSentinel and waits until it is filled.
-bool FillInbox(char* memory, int ranks, cudaStream_t stream, Reason& reason) {
+bool FillInbox(CUdeviceptr inbox, int ranks, CUstream stream, Reason& reason) {
   static_assert(kSentinel == 0xFFFFFFFFu, "filled byte by byte");
-  return Check(cudaMemsetAsync(memory, 0xFF, InboxBytes(ranks), stream),
-               "cudaMemset", reason) &&
-         Check(cudaStreamSynchronize(stream), "cudaStreamSynchronize", reason);
+  return Check(Cuda().MemsetD8Async(inbox, 0xFF, InboxBytes(ranks), stream),
+               "cuMemsetD8Async", reason) &&
+         Check(Cuda().StreamSynchronize(stream), "cuStreamSynchronize", reason);
 }
 
 // Everything a rank can do on its own. The inbox is ready for a push before
@@ -132,50 +132,43 @@ void PrepareDevice(int device, int ranks, DeviceTraits* traits,
                device, capability / 10, capability % 10);
     return;
   }
-  void* memory = nullptr;
-  if (!Check(cudaMalloc(&memory, InboxBytes(ranks) + sizeof(Control)),
-             "allocation of the workspace", reason)) {
+  if (!Check(
+          Cuda().MemAlloc(&holding.memory, InboxBytes(ranks) + sizeof(Control)),
+          "allocation of the workspace", reason)) {
     return;
   }
-  holding.memory = static_cast<char*>(memory);
-  mine.inbox = reinterpret_cast<uint64_t>(memory);
+  mine.inbox = holding.memory;
   const OwnStream stream(reason);
   if (stream.get() == nullptr ||
-      !Check(
-          cudaHostAlloc(reinterpret_cast<void**>(&holding.fault), sizeof(Fault),
-                        cudaHostAllocMapped | cudaHostAllocPortable),
-          "cudaHostAlloc", reason) ||
-      !Check(cudaMemsetAsync(holding.memory + InboxBytes(ranks), 0,
-                             sizeof(Control), stream.get()),
-             "cudaMemset", reason) ||
+      !Check(Cuda().MemHostAlloc(
+                 reinterpret_cast<void**>(&holding.fault), sizeof(Fault),
+                 CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_PORTABLE),
+             "cuMemHostAlloc", reason) ||
+      !Check(Cuda().MemsetD8Async(holding.memory + InboxBytes(ranks), 0,
+                                  sizeof(Control), stream.get()),
+             "cuMemsetD8Async", reason) ||
       !FillInbox(holding.memory, ranks, stream.get(), reason)) {
     return;
   }
   *holding.fault = {};
   // Containers without shared memory of processes refuse this; whether anybody
   // needs it is not known yet.
-  if (cudaIpcGetMemHandle(&mine.handle, memory) != cudaSuccess) {
-    cudaGetLastError();
+  if (Cuda().IpcGetMemHandle(&mine.handle, holding.memory) != CUDA_SUCCESS) {
     mine.handle = {};
   }
 }
 
-void EnablePeerAccess(int device, int peer, Reason& reason) {
+void ReachPeer(int device, int peer, Reason& reason) {
   int possible = 0;
-  if (!Check(cudaDeviceCanAccessPeer(&possible, device, peer),
-             "cudaDeviceCanAccessPeer", reason)) {
+  if (!Check(CanAccessPeer(&possible, device, peer), "cuDeviceCanAccessPeer",
+             reason)) {
     return;
   }
   if (!possible) {
     reason.Set("no peer access from device %d to device %d", device, peer);
     return;
   }
-  const cudaError_t status = cudaDeviceEnablePeerAccess(peer, /*flags=*/0);
-  if (status == cudaErrorPeerAccessAlreadyEnabled) {
-    cudaGetLastError();  // no failure: XLA may have enabled it
-    return;
-  }
-  Check(status, "cudaDeviceEnablePeerAccess", reason);
+  Check(EnablePeerAccess(peer), "cuCtxEnablePeerAccess", reason);
 }
 
 // The inbox of `other` as this rank can address it; null with a reason if this
@@ -187,19 +180,19 @@ void* MapInbox(const Introduction& mine, const Introduction& other,
   if (other.magic != kMagic || other.layout != kLayout) {
     reason.Set("rank %d runs another version of Oneshot", other_rank);
   } else if (other.process == mine.process) {
-    EnablePeerAccess(mine.device, other.device, reason);
+    ReachPeer(mine.device, other.device, reason);
     if (!reason) return reinterpret_cast<void*>(other.inbox);
   } else if (mine.machine[0] == '\0' ||
              std::memcmp(mine.machine, other.machine, sizeof(mine.machine)) !=
                  0) {
     reason.Set("rank %d is on another machine", other_rank);
   } else {
-    void* inbox = nullptr;
-    if (Check(cudaIpcOpenMemHandle(&inbox, other.handle,
-                                   cudaIpcMemLazyEnablePeerAccess),
-              "cudaIpcOpenMemHandle", reason)) {
+    CUdeviceptr inbox = 0;
+    if (Check(Cuda().IpcOpenMemHandle(&inbox, other.handle,
+                                      CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS),
+              "cuIpcOpenMemHandle", reason)) {
       holding.opened.push_back(inbox);
-      return inbox;
+      return reinterpret_cast<void*>(inbox);
     }
   }
   return nullptr;
@@ -233,15 +226,18 @@ uint32_t* TrialPlace(void* inbox, int ranks, int writer) {
                                      writer * MaxMessageBytes(ranks));
 }
 
-void TryPeers(const WorkspaceView& view, Reason& reason) {
+void TryPeers(const WorkspaceView& view, int compute_capability,
+              Reason& reason) {
   const OwnStream stream(reason);
   for (int r = 0; r < view.ranks && !reason; ++r) {
     if (r == view.rank) continue;
     double load_ns = 0;
-    if (Check(TryPeer(TrialPlace(view.inboxes[r], view.ranks, view.rank),
-                      PatternOf(view.rank), stream.get(), &load_ns),
-              "access to a peer", reason) &&
-        load_ns > kMaxPeerLoadNs) {
+    std::string error;
+    if (!TryPeer(TrialPlace(view.inboxes[r], view.ranks, view.rank),
+                 PatternOf(view.rank), compute_capability, stream.get(),
+                 &load_ns, &error)) {
+      reason.Set("%s", error.c_str());
+    } else if (load_ns > kMaxPeerLoadNs) {
       reason.Set("a load from rank %d takes %.1f us, over NVLink it takes 1", r,
                  load_ns / 1000);
     }
@@ -255,11 +251,12 @@ void VerifyPeers(const WorkspaceView& view, Reason& reason) {
   for (int r = 0; r < view.ranks && !reason; ++r) {
     if (r == view.rank) continue;
     uint32_t words[4] = {};
-    if (Check(cudaMemcpyAsync(words, TrialPlace(inbox, view.ranks, r),
-                              sizeof(words), cudaMemcpyDeviceToHost,
-                              stream.get()),
-              "cudaMemcpy", reason) &&
-        Check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize",
+    if (Check(Cuda().MemcpyDtoHAsync(words,
+                                     reinterpret_cast<CUdeviceptr>(
+                                         TrialPlace(inbox, view.ranks, r)),
+                                     sizeof(words), stream.get()),
+              "cuMemcpyDtoHAsync", reason) &&
+        Check(Cuda().StreamSynchronize(stream.get()), "cuStreamSynchronize",
               reason)) {
       for (const uint32_t word : words) {
         if (word != PatternOf(r)) {
@@ -268,7 +265,8 @@ void VerifyPeers(const WorkspaceView& view, Reason& reason) {
       }
     }
   }
-  FillInbox(static_cast<char*>(inbox), view.ranks, stream.get(), reason);
+  FillInbox(reinterpret_cast<CUdeviceptr>(inbox), view.ranks, stream.get(),
+            reason);
 }
 
 }  // namespace
@@ -292,7 +290,7 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   mine.process = ProcessId();
   mine.pid = static_cast<int32_t>(getpid());
   mine.device = device;
-  if (Check(guard.status(), "cudaSetDevice", mine.reason)) {
+  if (Check(guard.status(), "the device's context", mine.reason)) {
     PrepareDevice(device, ranks, &workspace->device, holding, mine);
   }
   if (!objection.empty()) mine.reason.Set("%s", objection.c_str());
@@ -307,7 +305,7 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   if (outcome == Outcome::kAgreed) {
     Reason verdict = mine.reason;
     for (int r = 0; r < ranks && !verdict; ++r) {
-      view.inboxes[r] = r == rank ? holding.memory
+      view.inboxes[r] = r == rank ? reinterpret_cast<void*>(holding.memory)
                                   : MapInbox(mine, all[r], r, holding, verdict);
     }
     outcome = Vote(bootstrap, verdict, all, error);
@@ -316,7 +314,7 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   // cleaned up before any pushes.
   if (outcome == Outcome::kAgreed) {
     Reason verdict;
-    TryPeers(view, verdict);
+    TryPeers(view, workspace->device.compute_capability, verdict);
     outcome = Vote(bootstrap, verdict, all, error);
   }
   if (outcome == Outcome::kAgreed) {

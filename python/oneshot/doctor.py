@@ -217,7 +217,7 @@ def _xla() -> Iterator[Check]:
 
 
 def _gpus(facts: dict[str, Any]) -> Iterator[Check]:
-    if facts.get("error") == "no NVIDIA driver":
+    if facts["error"] == "there is no CUDA driver":
         yield Check("GPU", NOTE, "no NVIDIA driver: CPU emulation only")
         return
     if facts["error"]:
@@ -227,9 +227,9 @@ def _gpus(facts: dict[str, Any]) -> Iterator[Check]:
         r"\d+\.\d+(\.\d+)?", _DRIVER_FILE.read_text() if _DRIVER_FILE.exists() else ""
     )
     driver = f"{kernel[0]}, " if kernel else ""
-    versions = [f"{facts[key] // 1000}.{facts[key] % 1000 // 10}" for key in ("driver", "runtime")]
-    text = f"{driver}up to CUDA {versions[0]}; built with {versions[1]}"
-    yield Check("driver", OK, text, data={key: facts[key] for key in ("driver", "runtime")})
+    version = facts["driver"]
+    text = f"{driver}up to CUDA {version // 1000}.{version % 1000 // 10}"
+    yield Check("driver", OK, text, data={"driver": version})
     devices = facts["devices"]
     lines = tuple(
         f"{i}: {device['name']}, compute capability {device['compute_capability']}, "
