@@ -16,6 +16,8 @@
 namespace oneshot {
 namespace {
 
+constexpr int kAnyDriver = 0;
+
 EpilogueProgram Parse(const std::string& text) {
   EpilogueProgram program;
   std::string error;
@@ -37,7 +39,8 @@ void Compile(const EpilogueProgram& program, const Shape& shape, int ranks,
   ASSERT_TRUE(plan.has_value());
   const std::string source = KernelSource(program, *plan, ranks, vectorized);
   std::string cubin, error;
-  EXPECT_TRUE(CompileCuda(source, compute_capability, &cubin, &error))
+  EXPECT_TRUE(
+      CompileCuda(source, compute_capability, kAnyDriver, &cubin, &error))
       << error << "\n"
       << ToText(program);
   EXPECT_EQ(cubin.substr(0, 4),
@@ -169,8 +172,8 @@ TEST(KernelSourceTest, Stages) {
 TEST(KernelSourceTest, ErrorsAreReported) {
   SetNvrtcPath("external/cuda/nvrtc");
   std::string cubin, error;
-  EXPECT_FALSE(
-      CompileCuda("__global__ void k() { nonsense; }", 90, &cubin, &error));
+  EXPECT_FALSE(CompileCuda("__global__ void k() { nonsense; }", 90, kAnyDriver,
+                           &cubin, &error));
   EXPECT_NE(error.find("nonsense"), std::string::npos) << error;
 }
 

@@ -10,10 +10,14 @@ namespace oneshot {
 bool CompileAndLoad(const std::string& source, const std::string& name,
                     int compute_capability, CUkernel* kernel,
                     std::string* error) {
-  std::string cubin;
+  int driver_version = 0;
+  std::string code;
   CUlibrary library = nullptr;
-  return CompileCuda(source, compute_capability, &cubin, error) &&
-         CudaSucceeded(Cuda().LibraryLoadData(&library, cubin.data(), nullptr,
+  return CudaSucceeded(Cuda().DriverGetVersion(&driver_version),
+                       "the driver's version", error) &&
+         CompileCuda(source, compute_capability, driver_version, &code,
+                     error) &&
+         CudaSucceeded(Cuda().LibraryLoadData(&library, code.data(), nullptr,
                                               nullptr, 0, nullptr, nullptr, 0),
                        "loading a kernel", error) &&
          CudaSucceeded(Cuda().LibraryGetKernel(kernel, library, name.c_str()),
