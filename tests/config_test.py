@@ -95,5 +95,5 @@ def test_bad_timeout(value: str) -> None:
 
 
 def test_timeout() -> None:
-    assert config.read({}).timeout == 30
+    assert config.read({}).timeout == 600
     assert config.read({"ONESHOT_TIMEOUT_S": "2.5"}).timeout == 2.5

@@ -39,8 +39,8 @@ int main(int argc, char** argv) {
     } else {
       std::fprintf(stderr,
                    "usage: %s [--devices 0,1] [--quick] [--replays N] "
-                   "[--nvrtc DIR] [--only workspaces|calls|invariance|replays]"
-                   "\n",
+                   "[--nvrtc DIR] [--only PART]\n"
+                   "parts: workspaces calls invariance late_rank replays\n",
                    argv[0]);
       return 2;
     }
@@ -56,6 +56,7 @@ int main(int argc, char** argv) {
   if (wanted("workspaces")) oneshot::TestWorkspaces(options, report);
   if (wanted("calls")) oneshot::TestCalls(options, report);
   if (wanted("invariance")) oneshot::TestInvariance(options, report);
+  if (wanted("late_rank")) oneshot::TestLateRank(options, report);
   if (wanted("replays")) oneshot::TestReplays(options, report);
   return report.Finish();
 }

@@ -52,6 +52,7 @@ class Report {
 void TestWorkspaces(const Options& options, Report& report);
 void TestCalls(const Options& options, Report& report);
 void TestInvariance(const Options& options, Report& report);
+void TestLateRank(const Options& options, Report& report);
 void TestReplays(const Options& options, Report& report);
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kBf16, DType::kF16};

@@ -11,6 +11,7 @@
 #include "cuda/device_tests/virtual_ranks.h"
 #include "cuda/program/call_contract.h"
 #include "cuda/runtime/cuda_check.h"
+#include "cuda/runtime/fault.h"
 
 namespace oneshot {
 namespace {
@@ -115,6 +116,7 @@ VirtualRanks::VirtualRanks(int ranks, const std::vector<int>& devices,
     ONESHOT_CHECK_CUDA(
         cudaHostAlloc(&rank.view.fault, sizeof(Fault), cudaHostAllocMapped));
     *rank.view.fault = {};
+    rank.view.notice_ns = kNoticeNs;
     rank.view.timeout_ns = kTimeoutNs;
     ONESHOT_CHECK_CUDA(cudaMalloc(&rank.counter, sizeof(*rank.counter)));
     ONESHOT_CHECK_CUDA(

@@ -79,6 +79,13 @@ inline unsigned atomicExch(unsigned* address, unsigned value) {
   *address = value;
   return before;
 }
+inline unsigned long long atomicCAS(unsigned long long* address,
+                                    unsigned long long expected,
+                                    unsigned long long value) {
+  const unsigned long long before = *address;
+  if (before == expected) *address = value;
+  return before;
+}
 inline void __trap() { oneshot::emulation::Trap(); }
 
 inline uint4 LoadSystem(const uint4* address) {

@@ -222,6 +222,7 @@ void RunSequence(int ranks, uint64_t seed) {
       }
       a.control = &memory[r]->control;
       a.fault = &memory[r]->fault;
+      a.notice_ns = ~0ull;
       a.timeout_ns = ~0ull;
       a.rank = r;
       launches[r].push_back({&kEmulatedKernels[sequence[l]], &a});

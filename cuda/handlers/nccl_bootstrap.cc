@@ -109,12 +109,21 @@ bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
                                 reinterpret_cast<void*>(gathered), bytes,
                                 kNcclInt8, communicator_, stream_);
   const auto start = std::chrono::steady_clock::now();
+  std::chrono::nanoseconds notice(kNoticeNs);
   const auto is_late = [&] {
     std::this_thread::sleep_for(kInterval);
-    if (std::chrono::steady_clock::now() - start <=
-        std::chrono::nanoseconds(TimeoutNs())) {
-      return false;
+    const auto waited = std::chrono::steady_clock::now() - start;
+    if (waited >= notice) {
+      notice *= 2;
+      constexpr int kWarning = 2;
+      WriteLog(kWarning,
+               "rank " + std::to_string(rank_) + " of " +
+                   std::to_string(size_) + " has waited " +
+                   std::to_string(waited / std::chrono::seconds(1)) +
+                   " s for the others to set up their workspaces, and goes on "
+                   "waiting, up to ONESHOT_TIMEOUT_S");
     }
+    if (waited <= std::chrono::nanoseconds(TimeoutNs())) return false;
     Abandon();
     *error = std::string(kExchange) +
              ": a rank has not come within ONESHOT_TIMEOUT_S";

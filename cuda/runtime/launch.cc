@@ -53,6 +53,7 @@ CUresult LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,
   std::copy_n(workspace.inboxes, kMaxRanks, arguments.inboxes);
   arguments.control = workspace.control;
   arguments.fault = workspace.fault;
+  arguments.notice_ns = workspace.notice_ns;
   arguments.timeout_ns = workspace.timeout_ns;
   arguments.site = site;
   arguments.rank = workspace.rank;

@@ -60,6 +60,7 @@ TEST_F(LaunchTest, EverythingReachesTheKernel) {
   for (int i = 0; i < kMaxRanks; ++i) view.inboxes[i] = At<void>(0x500 + i);
   view.control = At<Control>(0x600);
   view.fault = At<Fault>(0x700);
+  view.notice_ns = 41;
   view.timeout_ns = 42;
   const auto stream = At<std::remove_pointer_t<CUstream>>(0x800);
   EXPECT_EQ(LaunchAllReduce(kernel_, buffers, view, /*site=*/17, stream),
@@ -89,6 +90,7 @@ TEST_F(LaunchTest, EverythingReachesTheKernel) {
   }
   EXPECT_EQ(arguments.control, view.control);
   EXPECT_EQ(arguments.fault, view.fault);
+  EXPECT_EQ(arguments.notice_ns, 41u);
   EXPECT_EQ(arguments.timeout_ns, 42u);
   EXPECT_EQ(arguments.site, 17u);
   EXPECT_EQ(arguments.rank, 3);

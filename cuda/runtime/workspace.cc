@@ -329,6 +329,7 @@ std::unique_ptr<Workspace> CreateWorkspace(Bootstrap& bootstrap, int device,
   if (outcome != Outcome::kAgreed) return nullptr;
   view.control = reinterpret_cast<Control*>(holding.memory + InboxBytes(ranks));
   view.fault = holding.fault;
+  view.notice_ns = kNoticeNs;
   view.timeout_ns = TimeoutNs();
   WatchFault(holding.fault);
   return workspace;

@@ -26,6 +26,7 @@ struct WorkspaceView {
   void* inboxes[kMaxRanks] = {};  // by rank, the own one included
   Control* control = nullptr;
   Fault* fault = nullptr;  // in memory of the host
+  uint64_t notice_ns = 0;  // see KernelArguments
   uint64_t timeout_ns = 0;
 };
 

@@ -27,7 +27,7 @@ VARIABLES = {
     "ONESHOT": "1 (or true, on) to rewrite; 0 (or false, off, or unset) for stock XLA",
     "ONESHOT_DUMP_TO": "directory for the HLO before and after, and for reports",
     "ONESHOT_LOG": f"lowest level that is logged: {', '.join(_LEVELS)} (default warning)",
-    "ONESHOT_TIMEOUT_S": "seconds that a GPU waits for another before the run fails (default 30)",
+    "ONESHOT_TIMEOUT_S": "seconds that a GPU waits for another before the run fails (default 600)",
     "ONESHOT_XLA_DIR": f"directory that holds {' and '.join(XLA_LIBRARIES)}",
 }
 """Name and meaning of each variable."""
@@ -51,7 +51,7 @@ class Config:
 
     dump_to: Path | None = None
     log_level: int | None = None
-    timeout: float = 30.0
+    timeout: float = 600.0
     xla_dir: Path | None = None
     warnings: tuple[str, ...] = ()
 
@@ -115,7 +115,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
     return Config(
         dump_to=Path(dump_to).absolute() if dump_to else None,
         log_level=log_level,
-        timeout=_seconds("ONESHOT_TIMEOUT_S", environ.get("ONESHOT_TIMEOUT_S") or "30"),
+        timeout=_seconds("ONESHOT_TIMEOUT_S", environ.get("ONESHOT_TIMEOUT_S") or "600"),
         xla_dir=Path(xla_dir).absolute() if xla_dir else None,
         warnings=tuple(warnings),
     )

@@ -127,7 +127,7 @@ def sanitizer(log: Log, binaries: Path) -> None:
             command += ["--report-api-errors", "no"]
         # One process each: once memcheck has seen many kernels, it keeps the launch of a graph
         # from returning before the graph ends, which it can't before the other rank's launch.
-        for part in ("workspaces", "calls", "invariance", "replays"):
+        for part in ("workspaces", "calls", "invariance", "late_rank", "replays"):
             code, out = log.run([*command, *test, "--only", part])
             passed = code == 0 and " SUMMARY: 0 " in out
             log.check(f"compute-sanitizer {check}, {part}", passed)

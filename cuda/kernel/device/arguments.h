@@ -13,10 +13,20 @@ struct Control {
   alignas(128) unsigned epoch;    // launches so far, modulo 2^32
   alignas(128) unsigned arrived;  // clusters of this launch that read the epoch
   alignas(128) unsigned faulted;  // a thread gave up waiting and reports it
+  unsigned long long notice;      // the stamp of the latest Notice
 };
 
-// What a kernel that waited too long leaves behind, in memory of the host: it
-// is to be read when the device no longer answers.
+// That a wait takes long and goes on. `stamp` is set last: the epoch in its
+// upper half, in its lower one how often `notice_ns` has passed.
+struct Notice {
+  unsigned long long stamp;
+  unsigned peer;  // the rank that is waited for
+  unsigned rank;
+  unsigned long long site;
+};
+
+// What a kernel that waits leaves in memory of the host: the notice is to be
+// read while it waits, the rest when the device no longer answers.
 struct Fault {
   unsigned raised;  // set last
   unsigned epoch;
@@ -24,6 +34,7 @@ struct Fault {
   unsigned rank;
   unsigned long long site;
   unsigned long long waited_ns;
+  Notice notice;
 };
 
 struct KernelArguments {
@@ -34,7 +45,8 @@ struct KernelArguments {
   void* inboxes[8];  // by rank, the own one included
   Control* control;
   Fault* fault;
-  unsigned long long timeout_ns;
+  unsigned long long notice_ns;   // after which a wait is noticed
+  unsigned long long timeout_ns;  // after which it ends
   unsigned long long site;
   int rank;
 };

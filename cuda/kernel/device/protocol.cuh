@@ -62,9 +62,10 @@
 // to for ranks that share a device, as in tests. Then the block that waits for
 // the earliest tile of all is served, whichever blocks that comes from.
 //
-// A peer that is gone. After `timeout_ns` of waiting a thread reports what it
-// waited for in `fault` and ends the kernel with a trap: the run fails on this
-// rank, and because its pushes stop, in turn on every other.
+// A peer that is late, or gone. Each time `notice_ns` of waiting have passed, a
+// thread leaves a notice of what it waits for in `fault`, and goes on. After
+// `timeout_ns` it reports the same there and ends the kernel with a trap: the
+// run fails on this rank, and because its pushes stop, in turn on every other.
 //
 // Determinism. The sum runs over the ranks in order on all of them. A reduction
 // along a row is a tree over the packets of the row that depends on the length
@@ -164,13 +165,41 @@ __device__ __forceinline__ unsigned LanesOf(const Place& place) {
   return count >= kWarp ? kAllLanes : (1u << count) - 1;
 }
 
+// Leaves a notice of a wait, `passed` times `notice_ns` long, unless another
+// thread of the device has left one of this epoch that says as much.
+__device__ __noinline__ void LeaveNotice(const KernelArguments& args,
+                                         uint32_t epoch, int peer,
+                                         uint64_t passed) {
+  const unsigned long long stamp =
+      static_cast<unsigned long long>(epoch) << 32 | passed;
+  unsigned long long* latest = &args.control->notice;
+  unsigned long long seen = *static_cast<volatile unsigned long long*>(latest);
+  do {
+    if (seen >> 32 == epoch && seen >= stamp) return;
+    const unsigned long long found = atomicCAS(latest, seen, stamp);
+    if (found == seen) break;
+    seen = found;
+  } while (true);
+  Notice& notice = args.fault->notice;
+  notice.peer = peer;
+  notice.rank = args.rank;
+  notice.site = args.site;
+  __threadfence_system();
+  *static_cast<volatile unsigned long long*>(&notice.stamp) = stamp;
+}
+
 // A wait that takes long. Returns when it has begun.
 __device__ __noinline__ uint64_t CheckDeadline(const KernelArguments& args,
                                                uint32_t epoch, int peer,
                                                uint64_t start) {
   const uint64_t now = Nanoseconds();
   if (start == 0) return now;
-  if (now - start < args.timeout_ns) return start;
+  if (now - start < args.timeout_ns) {
+    if (const uint64_t passed = (now - start) / args.notice_ns; passed > 0) {
+      LeaveNotice(args, epoch, peer, passed);
+    }
+    return start;
+  }
   // One thread of the device reports, which one does not matter, and ends the
   // kernel; the others wait for that, so that no trap overtakes the report.
   while (atomicExch(&args.control->faulted, 1u) != 0) __nanosleep(1000000);
