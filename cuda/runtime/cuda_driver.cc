@@ -25,6 +25,7 @@ CudaDriver Load() {
 #define ONESHOT_RESOLVE(name, symbol) resolve(#symbol, driver.name);
   ONESHOT_CUDA_DRIVER_FUNCTIONS(ONESHOT_RESOLVE)
 #undef ONESHOT_RESOLVE
+  library.Resolve("cuFuncLoad", driver.FuncLoad);
   // A driver that does not start says so again in every other call.
   driver.Init(0);
   return driver;

@@ -72,6 +72,9 @@ struct CudaDriver {
   ONESHOT_CUDA_DRIVER_FUNCTIONS(ONESHOT_MEMBER)
 #undef ONESHOT_MEMBER
 
+  // Null before CUDA 12.4.
+  decltype(&cuFuncLoad) FuncLoad = nullptr;
+
   // What the machine lacks; empty if the driver is there and has everything.
   std::string missing;
 };

@@ -74,6 +74,9 @@ CUcontext ContextOf(int device) {
 
 thread_local std::vector<CUcontext> context_stack;
 
+CudaDriver& GlobalDriver();
+CUresult LoadFunction(CUfunction function);
+
 void* Host(CUdeviceptr data) { return reinterpret_cast<void*>(data); }
 
 // What a call returns that concerns a device, because a test wants it to fail.
@@ -117,6 +120,7 @@ void Reset() {
   state.mappings = 0;
   state.launches.clear();
   state.loads.clear();
+  GlobalDriver().FuncLoad = LoadFunction;
 }
 
 void Fail(const std::string& function, int device, CUresult status) {
@@ -189,6 +193,13 @@ void RunTryPeer(State& state, void** parameters) {
   const Device& device = state.devices[CurrentDevice()];
   if (!device.loses_stores) std::fill_n(peer, 4, pattern);
   *elapsed = static_cast<uint64_t>(device.peer_load_ns * kTryPeerLoads);
+}
+
+CUresult LoadFunction(CUfunction function) {
+  State& state = Global();
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  state.loads.push_back(reinterpret_cast<CUkernel>(function));
+  return Failure(state, "cuFuncLoad");
 }
 
 CudaDriver MakeDriver() {
@@ -277,12 +288,15 @@ CudaDriver MakeDriver() {
     const std::lock_guard<std::mutex> lock(state.mutex);
     return Failure(state, "cuKernelGetFunction");
   };
-  driver.FuncGetAttribute = [](int*, CUfunction_attribute,
+  driver.FuncLoad = LoadFunction;
+  driver.FuncGetAttribute = [](int*, CUfunction_attribute attribute,
                                CUfunction function) {
-    State& state = Global();
-    const std::lock_guard<std::mutex> lock(state.mutex);
-    state.loads.push_back(reinterpret_cast<CUkernel>(function));
-    return Failure(state, "cuFuncGetAttribute");
+    if (GlobalDriver().FuncLoad != nullptr) {
+      return CUDA_ERROR_FUNCTION_NOT_LOADED;
+    }
+    return attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
+               ? LoadFunction(function)
+               : CUDA_SUCCESS;
   };
   driver.LaunchKernel =
       [](CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
@@ -421,15 +435,19 @@ CudaDriver MakeDriver() {
   return driver;
 }
 
+CudaDriver& GlobalDriver() {
+  static CudaDriver* const driver = new CudaDriver(MakeDriver());
+  return *driver;
+}
+
 }  // namespace
+
+void BecomeOld() { GlobalDriver().FuncLoad = nullptr; }
+
 }  // namespace oneshot::fake_cuda
 
 namespace oneshot {
 
-const CudaDriver& Cuda() {
-  static const CudaDriver* const driver =
-      new CudaDriver(fake_cuda::MakeDriver());
-  return *driver;
-}
+const CudaDriver& Cuda() { return fake_cuda::GlobalDriver(); }
 
 }  // namespace oneshot

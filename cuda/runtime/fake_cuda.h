@@ -17,6 +17,9 @@
 
 namespace oneshot::fake_cuda {
 
+// From now on the driver is of a version before CUDA 12.4.
+void BecomeOld();
+
 // Back to a machine of eight devices of compute capability 9.0 that can access
 // each other, and on which everything succeeds. What was allocated counts as
 // released.

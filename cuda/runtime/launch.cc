@@ -35,10 +35,13 @@ CUresult LoadKernel(const Kernel& kernel) {
   CUfunction function = nullptr;
   const CUresult status = Cuda().KernelGetFunction(&function, kernel.function);
   if (status != CUDA_SUCCESS) return status;
-  // Loading is lazy, and to look at the code ends that.
-  int version = 0;
-  return Cuda().FuncGetAttribute(&version, CU_FUNC_ATTRIBUTE_BINARY_VERSION,
-                                 function);
+  // Loading is lazy: to have the function is not yet to have its code on the
+  // device. Drivers without a call for that load it to know its limits; newer
+  // ones would only say that it is not loaded.
+  if (Cuda().FuncLoad != nullptr) return Cuda().FuncLoad(function);
+  int threads = 0;
+  return Cuda().FuncGetAttribute(
+      &threads, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function);
 }
 
 CUresult LaunchAllReduce(const Kernel& kernel, const Buffers& buffers,

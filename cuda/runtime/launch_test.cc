@@ -103,17 +103,24 @@ TEST_F(LaunchTest, NothingToLaunch) {
   EXPECT_TRUE(fake_cuda::Launches().empty());
 }
 
-TEST_F(LaunchTest, LoadKernelAsksForTheKernel) {
+// By the driver's call for that, and by what loads it where there is none.
+TEST_F(LaunchTest, LoadKernelEndsLazyLoading) {
   EXPECT_EQ(LoadKernel(kernel_), CUDA_SUCCESS);
   EXPECT_THAT(fake_cuda::Loads(), ElementsAre(kernel_.function));
+  fake_cuda::BecomeOld();
+  EXPECT_EQ(LoadKernel(kernel_), CUDA_SUCCESS);
+  EXPECT_THAT(fake_cuda::Loads(),
+              ElementsAre(kernel_.function, kernel_.function));
 }
 
 TEST_F(LaunchTest, ErrorsAreReturned) {
-  for (const char* function :
-       {"cuFuncGetAttribute", "cuKernelGetFunction", "cuLaunchKernel"}) {
-    fake_cuda::Fail(function, 0, CUDA_ERROR_OUT_OF_MEMORY);
-  }
+  fake_cuda::Fail("cuFuncLoad", 0, CUDA_ERROR_OUT_OF_MEMORY);
   EXPECT_EQ(LoadKernel(kernel_), CUDA_ERROR_OUT_OF_MEMORY);
+  fake_cuda::BecomeOld();
+  EXPECT_EQ(LoadKernel(kernel_), CUDA_ERROR_OUT_OF_MEMORY);
+  fake_cuda::Fail("cuKernelGetFunction", 0, CUDA_ERROR_NOT_FOUND);
+  EXPECT_EQ(LoadKernel(kernel_), CUDA_ERROR_NOT_FOUND);
+  fake_cuda::Fail("cuLaunchKernel", 0, CUDA_ERROR_OUT_OF_MEMORY);
   EXPECT_EQ(LaunchAllReduce(kernel_, {}, {}, 0, nullptr),
             CUDA_ERROR_OUT_OF_MEMORY);
 }
