@@ -118,7 +118,7 @@ SPOILS = {
     ),
     "jax": (
         (doctor.importlib.metadata, "version", lambda _: "0.11.1"),
-        "0.11.1 has no hook",
+        "0.11.1 is too old: 0.11.2 or later is needed",
     ),
     "plugin cuda": ((doctor, "plugin_files", list), "runs on CPU"),
     "oneshot": (
@@ -148,6 +148,14 @@ def test_problem(
     assert text in check.text
     assert command_line.main(["doctor"]) == 1
     assert " problem" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_old_jax_is_said_to_be_old_everywhere(healthy: pytest.MonkeyPatch) -> None:
+    healthy.setattr(doctor.importlib.metadata, "version", lambda _: "0.11.1")
+    for name in ("jax", "jaxlib", "plugin cpu"):
+        check = find(doctor.examine(), name)
+        assert check.status == doctor.PROBLEM
+        assert "too old" in check.text
 
 
 def test_missing_libraries(healthy: pytest.MonkeyPatch, tmp_path: Path) -> None:

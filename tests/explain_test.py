@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from emulation import environment
 from oneshot import __main__ as command_line
-from oneshot import explanation, page, report
+from oneshot import explanation, hook, page, report
 from program import HLO
 
 PROGRAM = """
@@ -144,6 +144,20 @@ def test_explain_file_behind_comments(hlo: Path, tmp_path: Path) -> None:
     commented = tmp_path / "commented.hlo"
     commented.write_text(f"// One.\n\n  // Two.\n{hlo.read_text()}")
     assert len(list(explanation.explain_file(commented))) == 2
+
+
+def test_explain_what_is_rewritten_already(hlo: Path, tmp_path: Path) -> None:
+    before = explanation.explain_file(hlo)
+    rewritten = tmp_path / "m.after.hlo"
+    rewritten.write_text(before.modules[0].after.read_text())
+    found = explanation.explain_file(rewritten)
+    assert (before.calls, found.calls, len(found)) == (0, 2, 0)
+    assert str(found).startswith("2 calls of Oneshot are in it already: ")
+    # Or in part.
+    call = f's = f32[4,8]{{1,0}} custom-call(r), custom_call_target="{hook.TARGET}"'
+    text = HLO.replace("  all-reduce.1 =", f"  {call}\n  all-reduce.1 =")
+    rewritten.write_text(text.replace("all-reduce(r)", "all-reduce(s)"))
+    assert str(explanation.explain_file(rewritten)).splitlines()[-1].startswith("1 call of Oneshot")
 
 
 def test_command_line(hlo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,8 @@ def _jax() -> Iterator[Check]:
             yield Check(name, PROBLEM, "not installed", "pip install 'jax[cuda13]'")
         elif hook.too_old(version):
             advice = f"pip install --upgrade 'jax[cuda13]>={_OLDEST_JAX}'"
-            yield Check(name, PROBLEM, f"{version} has no hook for passes", advice)
+            text = f"{version} is too old: {_OLDEST_JAX} or later is needed"
+            yield Check(name, PROBLEM, text, advice)
         else:
             yield Check(name, OK, version)
     if missing := hook.missing_names():
@@ -143,7 +144,10 @@ def plugin_files() -> list[Path]:
 def _plugins(has_driver: bool) -> Iterator[Check]:
     import jaxlib._xla
 
-    if hasattr(jaxlib._xla, "register_xla_transform"):
+    # Whether it has the function says nothing of an old one.
+    if hook.too_old(_version("jaxlib") or "0"):
+        yield Check("plugin cpu", PROBLEM, "part of jaxlib, which is too old")
+    elif hasattr(jaxlib._xla, "register_xla_transform"):
         yield Check("plugin cpu", OK, "part of jaxlib, takes passes")
     else:
         yield Check("plugin cpu", PROBLEM, "this jaxlib takes no passes", "install another jaxlib")

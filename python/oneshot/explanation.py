@@ -32,10 +32,13 @@ class Explanation:
 
     Attributes:
       modules: the modules with all-reduces, as `oneshot.report` has them.
+      calls: how many calls of Oneshot were in the modules before; more than 0 if what is explained
+        has already been rewritten.
     """
 
-    def __init__(self, directory: tempfile.TemporaryDirectory):
+    def __init__(self, directory: tempfile.TemporaryDirectory, calls: int = 0):
         self._directory = directory  # exists as long as this object
+        self.calls = calls
         loaded = report.load(directory.name)
         self.modules = tuple(m for m in loaded if m.all_reduces or m.declined_module)
 
@@ -46,9 +49,13 @@ class Explanation:
         return sum(len(module.all_reduces) for module in self.modules)
 
     def __str__(self) -> str:
-        if not self.modules:
-            return "no all-reduce: nothing to fuse"
-        return report.text(self.modules)
+        lines = [report.text(self.modules)] if self.modules else []
+        if self.calls:
+            number = (
+                "1 call of Oneshot is" if self.calls == 1 else f"{self.calls} calls of Oneshot are"
+            )
+            lines.append(f"{number} in it already: this is a module that Oneshot has rewritten")
+        return "\n".join(lines) or "no all-reduce: nothing to fuse"
 
     __repr__ = __str__
 
@@ -118,13 +125,15 @@ def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:
 def _explain(
     modules: list[bytes], platform: str, compiler: native.KernelCompiler | None = None
 ) -> Explanation:
+    from oneshot import hook
+
     directory = tempfile.TemporaryDirectory(prefix="oneshot-explain-")
     if modules:
         loaded = load_pass()
         for module in modules:
             if error := loaded.explain(platform, directory.name, compiler, module):
                 raise ExplainError(error)
-    return Explanation(directory)
+    return Explanation(directory, sum(module.count(hook.TARGET.encode()) for module in modules))
 
 
 def load_pass() -> native.Pass:
