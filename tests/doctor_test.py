@@ -334,15 +334,56 @@ def test_install_another_wheel(wheel: Path, capsys: pytest.CaptureFixture[str]) 
         file.write(b"more")
     assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 2
     assert "SHA-256" in capsys.readouterr().err
-    assert not list(libraries.xla_home().parent.iterdir())
+    assert not list(libraries.xla_home().iterdir())
 
 
 def test_install_over_half_of_it(wheel: Path) -> None:
     home = libraries.xla_home()
     home.mkdir(parents=True)
     (home / libraries.XLA_LIBRARIES[0]).write_text("")
+    (home / "libtensorflow_cc.so.2").write_text("as earlier versions called it")
     assert xla_wheel.install(wheel) == home
     assert libraries.find_xla(None) == home
+    assert {path.name for path in home.iterdir()} == set(libraries.XLA_LIBRARIES)
+
+
+def test_install_for_all_users(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    assert command_line.main(["install-xla", "--environment", "--wheel", str(wheel)]) == 0
+    assert "ONESHOT_XLA_DIR" not in capsys.readouterr().out
+    found = libraries.find_xla(None)
+    assert found == libraries.xla_environment()
+    assert found.is_relative_to(tmp_path / "environment")
+
+
+def test_install_into_a_directory(
+    wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "a place"
+    target.mkdir()
+    for name in ("notes", "libtensorflow_cc.so.2"):
+        (target / name).write_text("somebody's")
+    arguments = ["install-xla", "--target", str(target), "--wheel", str(wheel)]
+    assert command_line.main(arguments) == 0
+    assert f"ONESHOT_XLA_DIR='{target}'" in capsys.readouterr().out
+    assert libraries.find_xla(None) is None
+    assert libraries.find_xla(target) == target
+    for name in ("notes", "libtensorflow_cc.so.2"):
+        assert (target / name).read_text() == "somebody's"
+
+
+def test_install_where_nothing_can_be_written(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    assert command_line.main(["install-xla", "--wheel", str(wheel)]) == 2
+    assert capsys.readouterr().err == (
+        f"oneshot: {libraries.xla_home()} can't be written (Not a directory): "
+        "--environment and --target name other places\n"
+    )
 
 
 def test_install_without_room(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,4 +401,4 @@ def test_install_without_a_download(wheel: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(xla_wheel.subprocess, "run", fail)
     with pytest.raises(xla_wheel.InstallError, match="--wheel"):
         xla_wheel.install()
-    assert not list(libraries.xla_home().parent.iterdir())
+    assert not list(libraries.xla_home().iterdir())

@@ -11,11 +11,12 @@ from oneshot import libraries, native, xla_wheel
 def test_find_xla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LIBRARIES", tmp_path / "lib")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(libraries.sys, "prefix", str(tmp_path / "environment"))
     named = tmp_path / "named"
     assert libraries.find_xla(named) is None
     # The last of those that are there wins, from the least to the most specific place.
-    home = f"data/oneshot/xla-{libraries.XLA_VERSION}"
-    for place in (home, "lib/xla", "named"):
+    folder = f"oneshot/xla-{libraries.XLA_VERSION}"
+    for place in (f"data/{folder}", f"environment/share/{folder}", "lib/xla", "named"):
         directory = tmp_path / place
         directory.mkdir(parents=True)
         for name in libraries.XLA_LIBRARIES:
@@ -32,7 +33,7 @@ def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", fail)
     assert libraries.xla_home() is None
     libraries.find_xla(None)
-    with pytest.raises(xla_wheel.InstallError, match="XDG_DATA_HOME"):
+    with pytest.raises(xla_wheel.InstallError, match="no home directory: --environment"):
         xla_wheel.install()
 
 

@@ -7,11 +7,12 @@ import itertools
 import json
 import os
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import oneshot
-from oneshot import bench, config, doctor, explanation, hook, page, report, xla_wheel
+from oneshot import bench, config, doctor, explanation, hook, libraries, page, report, xla_wheel
 
 
 def _fail(error: object) -> int:
@@ -109,10 +110,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _install_xla(arguments: argparse.Namespace) -> int:
+    target = libraries.xla_environment() if arguments.environment else arguments.target
     try:
-        print(f"XLA's libraries are in {xla_wheel.install(arguments.wheel)}")
+        found = xla_wheel.install(arguments.wheel, target and target.absolute())
     except xla_wheel.InstallError as error:
         return _fail(error)
+    print(f"XLA's libraries are in {found}")
+    if found not in libraries.xla_places():
+        print(f"Oneshot finds them there with ONESHOT_XLA_DIR={shlex.quote(str(found))}")
     return 0
 
 
@@ -171,6 +176,13 @@ def main(argv: list[str] | None = None) -> int:
     measure.set_defaults(function=_bench)
 
     xla = commands.add_parser("install-xla", help="fetch XLA's libraries, without TensorFlow")
+    where = xla.add_mutually_exclusive_group()
+    where.add_argument(
+        "--environment", action="store_true", help="for all users of this Python, not for one"
+    )
+    where.add_argument(
+        "--target", type=Path, metavar="DIR", help="a directory for ONESHOT_XLA_DIR to name"
+    )
     xla.add_argument("--wheel", type=Path, metavar="FILE", help="a wheel that is already here")
     xla.set_defaults(function=_install_xla)
 

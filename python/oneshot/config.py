@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oneshot.libraries import XLA_LIBRARIES
+from oneshot.libraries import XLA_LIBRARIES, missing_xla
 
 _SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": None}
 _LEVELS = {
@@ -108,10 +108,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
         warnings.append(f"ONESHOT_DUMP_TO={dump_to!r}: {reason}; nothing is dumped")
         dump_to = None
     xla_dir = environ.get("ONESHOT_XLA_DIR")
-    if xla_dir:
-        missing = [name for name in XLA_LIBRARIES if not (Path(xla_dir) / name).is_file()]
-        if missing:
-            raise ConfigError(f"ONESHOT_XLA_DIR={xla_dir!r}: no {' and no '.join(missing)} there")
+    if xla_dir and (missing := missing_xla(Path(xla_dir))):
+        raise ConfigError(f"ONESHOT_XLA_DIR={xla_dir!r}: no {' and no '.join(missing)} there")
     return Config(
         dump_to=Path(dump_to).absolute() if dump_to else None,
         log_level=log_level,

@@ -207,7 +207,9 @@ def _xla() -> Iterator[Check]:
     except config_lib.ConfigError:
         return  # the environment is a check of its own
     if found is None:
-        yield Check("XLA", PROBLEM, "libraries not found", "python -m oneshot install-xla")
+        lines = tuple(f"not in {place}" for place in libraries.xla_places())
+        advice = "python -m oneshot install-xla, with --environment for other users, too"
+        yield Check("XLA", PROBLEM, "libraries not found", advice, lines)
         return
     size = sum((found / name).stat().st_size for name in libraries.XLA_LIBRARIES)
     text = f"{found}, {size / 1e6:.0f} MB"

@@ -4,6 +4,7 @@
 import hashlib
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 from oneshot import native
@@ -15,8 +16,8 @@ XLA_VERSION = "2.21.0"
 """Of the tensorflow wheel: the pass fits no other."""
 
 XLA_MISSING = (
-    "XLA's libraries are missing: run `python -m oneshot install-xla`, or name the directory that "
-    "holds them in ONESHOT_XLA_DIR"
+    "XLA's libraries are missing: run `python -m oneshot install-xla`, with --environment for all "
+    "users of this Python, or name the directory that holds them in ONESHOT_XLA_DIR"
 )
 """What to say where `find_xla` finds nothing."""
 
@@ -40,21 +41,37 @@ def xla_home() -> Path | None:
     return Path(data) / "oneshot" / f"xla-{XLA_VERSION}"
 
 
+def xla_environment() -> Path:
+    """The directory of XLA's libraries for all users of this Python or virtual environment."""
+    return Path(sys.prefix) / "share" / "oneshot" / f"xla-{XLA_VERSION}"
+
+
+def missing_xla(directory: Path) -> list[str]:
+    """Returns which of XLA_LIBRARIES a directory lacks, or has and does not let this user read."""
+    return [
+        name
+        for name in XLA_LIBRARIES
+        if not (os.path.isfile(directory / name) and os.access(directory / name, os.R_OK))
+    ]
+
+
+def xla_places() -> list[Path]:
+    """Where XLA's libraries are looked for, in this order, if nobody names a directory."""
+    home = xla_home()
+    return [native.LIBRARIES / "xla", xla_environment(), *([home] if home else [])]
+
+
 def find_xla(named: Path | None) -> Path | None:
     """Finds the directory with XLA's libraries.
 
-    Looks at `named`, then in the package, then where `python -m oneshot install-xla` puts them.
-
     Args:
-      named: what ONESHOT_XLA_DIR says, or None.
+      named: what ONESHOT_XLA_DIR says, which is looked at before `xla_places`, or None.
 
     Returns:
       The directory, or None when there is none.
     """
-    for directory in (named, native.LIBRARIES / "xla", xla_home()):
-        if directory and all((directory / name).is_file() for name in XLA_LIBRARIES):
-            return directory
-    return None
+    places = [*([named] if named else []), *xla_places()]
+    return next((place for place in places if not missing_xla(place)), None)
 
 
 def nvrtc() -> str | None:

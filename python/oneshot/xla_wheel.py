@@ -39,40 +39,50 @@ class InstallError(RuntimeError):
     """The libraries could not be installed. The message says why."""
 
 
-def install(wheel: Path | None = None) -> Path:
-    """Puts XLA's libraries where `libraries.find_xla` looks for them.
+def install(wheel: Path | None = None, target: Path | None = None) -> Path:
+    """Puts XLA's libraries into a directory, which is made if there is none.
 
     Args:
       wheel: the wheel, if it is already here; else pip downloads it.
+      target: the directory; None for that of the user.
 
     Returns:
-      The directory.
+      The directory. Nothing happens if it has them already.
 
     Raises:
       InstallError: there is no such wheel, it is another one, or there is no room for it.
     """
-    target = libraries.xla_home()
+    elsewhere = "--environment and --target name other places"
+    target = target or libraries.xla_home()
     if target is None:
-        raise InstallError("there is no home directory: XDG_DATA_HOME may name another place")
-    if all((target / name).is_file() for name in libraries.XLA_LIBRARIES):
+        raise InstallError(f"there is no home directory: {elsewhere}")
+    if not libraries.missing_xla(target):
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
+        target.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=target, prefix=".install-")
+    except OSError as error:
+        raise InstallError(f"{target} can't be written ({error.strerror}): {elsewhere}") from error
+    with scratch:
+        free = shutil.disk_usage(target).free
         if free < _NEEDED_BYTES:
             raise InstallError(
-                f"{target.parent} has {free >> 20} MiB free, {_NEEDED_BYTES >> 20} are needed"
+                f"{target} has {free >> 20} MiB free, {_NEEDED_BYTES >> 20} are needed: {elsewhere}"
             )
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as scratch:
-            wheel = wheel or _download(Path(scratch))
+        made = Path(scratch.name) / "xla"
+        try:
+            wheel = wheel or _download(Path(scratch.name))
             _verify(wheel)
-            made = Path(scratch) / "xla"
             made.mkdir()
             _extract(wheel, made)
-            shutil.rmtree(target, ignore_errors=True)  # if so, it is not whole
-            made.rename(target)  # all or nothing
-    except OSError as error:
-        raise InstallError(str(error)) from error
+            for name in libraries.XLA_LIBRARIES:
+                (made / name).replace(target / name)
+            if target in libraries.xla_places():
+                # As earlier versions called them.
+                for name in _ORIGINALS.values():
+                    (target / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InstallError(str(error)) from error
     return target
 
 
