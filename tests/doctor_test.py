@@ -23,6 +23,7 @@ OWN = LINK | {"microseconds": 1.22, "gigabytes_per_second": 2101.0}
 DEVICE = {"name": "NVIDIA H200", "compute_capability": "9.0", "bytes": 150 << 30}
 TWO_GPUS = {
     "driver": 13010,
+    "nvrtc": {"file": "/cu13/lib/libnvrtc.so.13", "version": 13000, "error": ""},
     "error": "",
     "why_not": "",
     "devices": [DEVICE, DEVICE],
@@ -45,13 +46,11 @@ def find(checks: list[doctor.Check], name: str) -> doctor.Check:
 def healthy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with two GPUs on which all is well, to be spoilt."""
     monkeypatch.setattr(doctor, "gpu_facts", lambda: TWO_GPUS)
-    monkeypatch.setattr(libraries, "find_nvrtc", lambda: Path("/cu13/lib"))
-    monkeypatch.setattr(doctor, "plugin_files", lambda: [Path("xla_cuda13", "plugin.so")])
+    monkeypatch.setattr(libraries, "plugin_files", lambda: [Path("/p/xla_cuda13/plugin.so")])
     monkeypatch.setattr(doctor, "_plugin", lambda file: doctor.Check("plugin cuda", doctor.OK, ""))
     for name in [name for name in os.environ if name.startswith("ONESHOT")]:
         if name != "ONESHOT_XLA_DIR":
             monkeypatch.delenv(name)
-    monkeypatch.setattr(libraries, "_NVRTC", ("libnone.so",))
     monkeypatch.setenv("ONESHOT", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     return monkeypatch
@@ -77,6 +76,10 @@ def test_healthy(healthy: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     assert command_line.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert out.endswith("all is well\n")
+    assert (
+        "13.0, /cu13/lib/libnvrtc.so.13; JAX's plugin is of CUDA 13, the driver takes up to 13.1"
+        in out
+    )
     assert "1: NVIDIA H200, compute capability 9.0, 150 GiB" in out
     table = [line.split() for line in out.splitlines() if line.strip().startswith("from ")]
     assert table == [
@@ -111,6 +114,10 @@ NO_PEER = TWO_GPUS | {
     "why_not": "GPU 0 has no peer access to GPU 1",
     "links": [{"from": 0, "to": 1} | LINK | {"peer_access": False}],
 }
+TOO_NEW = TWO_GPUS | {
+    "driver": 12040,
+    "nvrtc": {"file": "", "version": 0, "error": "NVRTC 13.0 is too new for the driver, which …"},
+}
 SPOILS = {
     "jaxlib": (
         (doctor.importlib.metadata, "version", without("jaxlib")),
@@ -120,7 +127,7 @@ SPOILS = {
         (doctor.importlib.metadata, "version", lambda _: "0.11.1"),
         "0.11.1 is too old: 0.11.2 or later is needed",
     ),
-    "plugin cuda": ((doctor, "plugin_files", list), "runs on CPU"),
+    "plugin cuda": ((libraries, "plugin_files", list), "runs on CPU"),
     "oneshot": (
         (doctor.importlib.metadata, "entry_points", lambda **_: ()),
         "JAX won't find it",
@@ -128,7 +135,7 @@ SPOILS = {
     "XLA": ((libraries, "find_xla", lambda _: None), "libraries not found"),
     "GPU": ((doctor, "gpu_facts", lambda: NO_PEER), "no peer access to GPU 1"),
     "links": ((doctor, "gpu_facts", lambda: NO_PEER), "no peer access from 0 to 1"),
-    "NVRTC": ((libraries, "find_nvrtc", lambda: None), "not found"),
+    "NVRTC": ((doctor, "gpu_facts", lambda: TOO_NEW), "is too new for the driver"),
     "interfaces": (
         (xla_bridge, "register_plugin_callbacks"),
         "jax._src.xla_bridge.register_plugin_callbacks is gone",
@@ -263,7 +270,7 @@ def test_plugin(
     file.parent.mkdir()
     command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(file)]
     subprocess.run(command, input=source, text=True, check=True)
-    monkeypatch.setattr(doctor, "plugin_files", lambda: [file])
+    monkeypatch.setattr(libraries, "plugin_files", lambda: [file])
     check = find(doctor.examine(), "plugin xla_cuda13")
     assert check.status == status
     assert text.format(file=file) in check.text

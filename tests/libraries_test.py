@@ -2,6 +2,9 @@
 """Where libraries of XLA and NVIDIA are looked for, and what of them is in the cache key."""
 
 import importlib.metadata
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,10 +43,12 @@ def test_no_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 class Nvrtc:
     """An installed distribution of NVRTC, with files that do not matter and one that does."""
 
+    installed = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+
     def __init__(self, name: str):
-        if name != "nvidia-cuda-nvrtc":
+        if name not in self.installed:
             raise importlib.metadata.PackageNotFoundError
-        self.files = [Path("nvidia/README"), Path("nvidia/lib/libnvrtc.so.13")]
+        self.files = [Path("nvidia/README"), Path(name, "lib/libnvrtc.so.1x")]
 
     @staticmethod
     def locate_file(path: Path) -> Path:
@@ -53,8 +58,43 @@ class Nvrtc:
 
 def test_find_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries.importlib.metadata, "distribution", Nvrtc)
-    assert libraries.find_nvrtc() == Path("/site/nvidia/lib")
-    assert libraries.nvrtc() == "/site/nvidia/lib"
+    old, new = Path("/site/nvidia-cuda-nvrtc-cu12/lib"), Path("/site/nvidia-cuda-nvrtc/lib")
+    for plugins, found in [
+        ([], new),
+        ([Path("/p/xla_cuda13/xla_cuda_plugin.so")], new),
+        ([Path("/p/xla_cuda12/xla_cuda_plugin.so")], old),
+    ]:
+        monkeypatch.setattr(libraries, "plugin_files", lambda plugins=plugins: plugins)
+        assert libraries.find_nvrtc() == found
+        assert libraries.nvrtc() == str(found)
+    # Better that of another CUDA than none: a driver may take what both make.
+    monkeypatch.setattr(Nvrtc, "installed", ("nvidia-cuda-nvrtc",))
+    assert libraries.find_nvrtc() == new
+
+
+LOAD = """
+import ctypes, sys
+from pathlib import Path
+from oneshot import libraries
+files = [Path(file) for file in sys.argv[1:]]
+libraries.plugin_files = lambda: files
+print(libraries.plugin_cuda())
+ctypes.CDLL(files[0])
+print(libraries.plugin_cuda())
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_the_cuda_of_the_plugin_that_is_loaded(tmp_path: Path) -> None:
+    files = [tmp_path / f"xla_cuda{major}" / "xla_cuda_plugin.so" for major in (12, 13)]
+    for file in files:
+        file.parent.mkdir()
+        command = ["cc", "-shared", "-x", "c", "/dev/null", "-o", str(file)]
+        subprocess.run(command, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *map(str, files)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["None", "12"]
 
 
 def test_nvrtc_of_the_linker(monkeypatch: pytest.MonkeyPatch) -> None:

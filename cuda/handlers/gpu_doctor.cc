@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What `python -m oneshot doctor` says about the GPUs: which there are, and how
-// fast each reaches each other and, to compare, itself. Runs in a process of
-// its own, since it makes a context on every device.
+// What `python -m oneshot doctor` says about the GPUs: which there are, how
+// fast each reaches each other and, to compare, itself, and what compiles
+// kernels for them. Runs in a process of its own, since it makes a context on
+// every device.
 #include <cuda.h>
 
 #include <chrono>
@@ -12,6 +13,7 @@
 #include <string>
 
 #include "cuda/handlers/export.h"
+#include "cuda/kernel/nvrtc.h"
 #include "cuda/runtime/cuda_check.h"
 #include "cuda/runtime/cuda_driver.h"
 #include "cuda/runtime/device.h"
@@ -146,6 +148,17 @@ std::string DeviceJson(int number, std::string* error) {
          "\",\"bytes\":" + std::to_string(bytes) + "}";
 }
 
+// The compiler that kernels would be compiled by.
+std::string NvrtcJson(int driver) {
+  std::string file;
+  std::string error;
+  int version = 0;
+  FindNvrtc(driver, &file, &version, &error);
+  return "{\"file\":" + Quote(file) +
+         ",\"version\":" + std::to_string(version) +
+         ",\"error\":" + Quote(error) + "}";
+}
+
 std::string Doctor() {
   int driver = 0;
   int count = 0;
@@ -166,8 +179,8 @@ std::string Doctor() {
     }
   }
   return "{\"driver\":" + std::to_string(driver) +
-         ",\"error\":" + Quote(error) + ",\"devices\":[" + devices +
-         "],\"links\":[" + links + "]}";
+         ",\"nvrtc\":" + NvrtcJson(driver) + ",\"error\":" + Quote(error) +
+         ",\"devices\":[" + devices + "],\"links\":[" + links + "]}";
 }
 
 }  // namespace

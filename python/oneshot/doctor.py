@@ -60,7 +60,7 @@ def examine() -> list[Check]:
         ("oneshot", _own_libraries),
         ("XLA", _xla),
         ("GPU", lambda: _gpus(gpus)),
-        ("NVRTC", lambda: _nvrtc(has_driver=bool(gpus.get("driver")))),
+        ("NVRTC", lambda: _nvrtc(gpus)),
         ("cache", _cache),
         ("environment", _environment),
     ]
@@ -98,7 +98,7 @@ def gpu_facts() -> dict[str, Any]:
     """What liboneshot_cuda.so says about the GPUs; with the reason in `error` if it can't."""
     try:
         gpu = native.Gpu()
-        facts = json.loads(gpu.doctor())
+        facts = json.loads(gpu.doctor(libraries.find_nvrtc()))
         return facts | {"why_not": (gpu.probe(2) if facts["driver"] else None) or ""}
     except (OSError, AttributeError) as error:
         return {"error": f"liboneshot_cuda.so: {error}"}
@@ -132,15 +132,6 @@ def _jax() -> Iterator[Check]:
         yield Check("interfaces", PROBLEM, f"JAX's {missing} is gone", advice)
 
 
-def plugin_files() -> list[Path]:
-    """The PJRT plugins in the `jax_plugins` package, where JAX's own are."""
-    try:
-        import jax_plugins
-    except ImportError:
-        return []
-    return sorted(so for path in jax_plugins.__path__ for so in Path(path).glob("*/*plugin.so"))
-
-
 def _plugins(has_driver: bool) -> Iterator[Check]:
     import jaxlib._xla
 
@@ -151,7 +142,7 @@ def _plugins(has_driver: bool) -> Iterator[Check]:
         yield Check("plugin cpu", OK, "part of jaxlib, takes passes")
     else:
         yield Check("plugin cpu", PROBLEM, "this jaxlib takes no passes", "install another jaxlib")
-    files = plugin_files()
+    files = libraries.plugin_files()
     for file in files:
         yield _plugin(file)
     if has_driver and not files:
@@ -234,7 +225,7 @@ def _gpus(facts: dict[str, Any]) -> Iterator[Check]:
     )
     driver = f"{kernel[0]}, " if kernel else ""
     version = facts["driver"]
-    text = f"{driver}up to CUDA {version // 1000}.{version % 1000 // 10}"
+    text = f"{driver}up to CUDA {_cuda(version)}"
     yield Check("driver", OK, text, data={"driver": version})
     devices = facts["devices"]
     lines = tuple(
@@ -275,15 +266,28 @@ def _links(links: list[dict[str, Any]], count: int) -> Check:
     return Check("links", OK, text, lines=tuple(lines), data=links)
 
 
-def _nvrtc(has_driver: bool) -> Iterator[Check]:
-    found = libraries.nvrtc()
-    if found:
-        yield Check("NVRTC", OK, found)
-    elif has_driver:
-        advice = "pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
-        yield Check("NVRTC", PROBLEM, "not found", advice)
-    else:
-        yield Check("NVRTC", NOTE, "not found; only GPUs need it")
+def _nvrtc(facts: dict[str, Any]) -> Iterator[Check]:
+    if not (nvrtc := facts.get("nvrtc")):
+        return  # the library that would look for it is another check
+    if nvrtc["error"]:
+        if not facts["driver"]:
+            yield Check("NVRTC", NOTE, "not found; only GPUs need it")
+            return
+        advice = "install the jax[cuda12] or jax[cuda13] that fits the driver"
+        yield Check("NVRTC", PROBLEM, nvrtc["error"], advice)
+        return
+    plugin = libraries.plugin_cuda()
+    text = f"{_cuda(nvrtc['version'])}, {nvrtc['file']}"
+    if plugin and facts["driver"]:
+        text += (
+            f"; JAX's plugin is of CUDA {plugin}, the driver takes up to {_cuda(facts['driver'])}"
+        )
+    yield Check("NVRTC", OK, text, data=nvrtc | {"plugin": plugin})
+
+
+def _cuda(version: int) -> str:
+    """A version of CUDA's, of which the driver says 12040 for 12.4."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _cache() -> Iterator[Check]:

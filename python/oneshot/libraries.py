@@ -4,6 +4,7 @@
 import hashlib
 import importlib.metadata
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,10 +22,12 @@ XLA_MISSING = (
 )
 """What to say where `find_xla` finds nothing."""
 
-NVRTC_MISSING = "NVRTC is missing: pip install 'jax[cuda13]', or nvidia-cuda-nvrtc"
+NVRTC_MISSING = "NVRTC is missing: pip install 'jax[cuda13]' or 'jax[cuda12]', which bring it"
 """What to say where `nvrtc` finds nothing."""
 
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12")
+_NVRTC_PACKAGES = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
+_PLUGIN = re.compile(r"/xla_cuda(\d+)/[^/\n]*plugin\.so")
 
 
 def xla_home() -> Path | None:
@@ -82,14 +85,35 @@ def nvrtc() -> str | None:
     return str(find_nvrtc() or "") or next(filter(native.can_load, _NVRTC), None)
 
 
+def plugin_files() -> list[Path]:
+    """The PJRT plugins in the `jax_plugins` package, where JAX's own are."""
+    try:
+        import jax_plugins
+    except ImportError:
+        return []
+    return sorted(so for path in jax_plugins.__path__ for so in Path(path).glob("*/*plugin.so"))
+
+
+def plugin_cuda() -> int | None:
+    """The major version of the CUDA that JAX's plugin is made for.
+
+    Of several plugins, that of the one that is loaded. None if that is not known.
+    """
+    loaded = _PLUGIN.findall(Path("/proc/self/maps").read_text(errors="replace"))
+    majors = set(loaded or _PLUGIN.findall("\n".join(map(str, plugin_files()))))
+    return int(majors.pop()) if len(majors) == 1 else None
+
+
 def find_nvrtc() -> Path | None:
     """Finds the directory with NVIDIA's run-time compiler among the installed packages.
 
     Returns:
-      The directory of the package that jax[cuda13] or jax[cuda12] has installed, or None; the
-      dynamic linker may know another.
+      The directory of the package that jax[cuda13] or jax[cuda12] has installed: of both, the one
+      that is for the CUDA of JAX's plugin. None if there is neither; the dynamic linker may know
+      another.
     """
-    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+    first = _NVRTC_PACKAGES.get(plugin_cuda() or 0)
+    for name in sorted(_NVRTC_PACKAGES.values(), key=lambda name: name != first):
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:

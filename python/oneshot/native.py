@@ -157,8 +157,9 @@ class Gpu:
         reason = self._library.oneshot_gpu_probe(gpus)
         return reason.decode() if reason else None
 
-    def doctor(self) -> str:
-        """Returns what is known of the GPUs, as JSON."""
+    def doctor(self, nvrtc: Path | None) -> str:
+        """Returns what is known of the GPUs, and of NVRTC as `compiler` would take it, as JSON."""
+        self._library.oneshot_gpu_set_nvrtc(os.fsencode(nvrtc or ""))
         return _take_string(_ADDRESS(self._library.oneshot_gpu_doctor()))
 
     def set_timeout(self, seconds: float) -> None:
