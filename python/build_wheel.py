@@ -23,6 +23,8 @@ License-Expression: Apache-2.0
 {licenses}Classifier: Operating System :: POSIX :: Linux
 Classifier: Programming Language :: Python :: 3
 Requires-Python: >=3.12
+Provides-Extra: cuda12
+Requires-Dist: jax[cuda12]>=0.11.2; extra == "cuda12"
 Provides-Extra: cuda13
 Requires-Dist: jax[cuda13]>=0.11.2; extra == "cuda13"
 Description-Content-Type: text/markdown

@@ -163,8 +163,11 @@ def test_metadata(built: Built) -> None:
     assert metadata["Version"] == __version__
     assert metadata["Requires-Python"] == ">=3.12"
     assert metadata["Name"] == "oneshot-xla"
-    assert metadata.get_all("Requires-Dist") == ['jax[cuda13]>=0.11.2; extra == "cuda13"']
-    assert metadata.get_all("Provides-Extra") == ["cuda13"]
+    cudas = ["cuda12", "cuda13"]
+    assert metadata.get_all("Requires-Dist") == [
+        f'jax[{cuda}]>=0.11.2; extra == "{cuda}"' for cuda in cudas
+    ]
+    assert metadata.get_all("Provides-Extra") == cudas
     assert metadata.get_all("License-File") == list(licenses)
     assert licenses == {name: (ROOT / name).read_bytes() for name in LICENSES}
     description = metadata.get_payload(decode=True).decode()
