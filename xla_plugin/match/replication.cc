@@ -12,6 +12,7 @@
 #include "xla/hlo/ir/hlo_opcode.h"
 #include "xla/hlo/ir/hlo_sharding.h"
 #include "xla/service/collective_ops_utils.h"
+#include "xla_plugin/match/hlo_operations.h"
 
 namespace oneshot {
 namespace {
@@ -20,7 +21,7 @@ using ::xla::HloComputation;
 using ::xla::HloInstruction;
 using ::xla::HloOpcode;
 
-size_t Elements(const HloInstruction* hlo) {
+size_t TupleElements(const HloInstruction* hlo) {
   return hlo->shape().IsTuple() ? hlo->shape().tuple_shapes().size() : 1;
 }
 
@@ -29,7 +30,6 @@ bool IsDeterministic(const HloInstruction* hlo) {
   switch (hlo->opcode()) {
     case HloOpcode::kBitcast:
     case HloOpcode::kBroadcast:
-    case HloOpcode::kClamp:
     case HloOpcode::kConcatenate:
     case HloOpcode::kConstant:
     case HloOpcode::kDot:
@@ -46,12 +46,8 @@ bool IsDeterministic(const HloInstruction* hlo) {
     case HloOpcode::kSort:
     case HloOpcode::kTranspose:
       return true;
-    case HloOpcode::kMap:
-    case HloOpcode::kRng:
-    case HloOpcode::kStochasticConvert:
-      return false;
     default:
-      return hlo->IsElementwise();
+      return IsElementwiseFunction(hlo);
   }
 }
 
@@ -131,7 +127,7 @@ ReplicationAnalysis::ReplicationAnalysis(const xla::HloModule& module,
   const HloComputation* entry = module.entry_computation();
   std::vector<Value> parameters;
   for (const HloInstruction* parameter : entry->parameter_instructions()) {
-    parameters.emplace_back(Elements(parameter),
+    parameters.emplace_back(TupleElements(parameter),
                             IsReplicatedParameter(parameter));
   }
   Run(entry, parameters);
@@ -204,7 +200,7 @@ ReplicationAnalysis::Value ReplicationAnalysis::TransferWhile(
 
 ReplicationAnalysis::Value ReplicationAnalysis::Transfer(
     const HloInstruction* hlo, const std::vector<Value>& parameters) {
-  const size_t elements = Elements(hlo);
+  const size_t elements = TupleElements(hlo);
   const auto all = [&](bool replicated) { return Value(elements, replicated); };
   switch (hlo->opcode()) {
     case HloOpcode::kParameter:

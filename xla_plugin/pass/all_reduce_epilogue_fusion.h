@@ -15,15 +15,11 @@
 #include "absl/strings/string_view.h"
 #include "xla/hlo/ir/hlo_module.h"
 #include "xla/hlo/pass/hlo_pass_interface.h"
-#include "xla_plugin/match/epilogue_match.h"
+#include "xla_plugin/match/hlo_values.h"
+#include "xla_plugin/pass/custom_call.h"
 #include "xla_plugin/pass/report.h"
 
 namespace oneshot {
-
-// XLA names it where an executable is loaded that needs a handler which nobody
-// has registered: so it says what to do.
-inline constexpr absl::string_view kCustomCallTarget =
-    "oneshot_all_reduce (needs ONESHOT=1)";
 
 // Replaces each all-reduce, together with the elementwise operations and row
 // reductions that follow it, by one typed-FFI custom-call:
@@ -41,7 +37,7 @@ inline constexpr absl::string_view kCustomCallTarget =
 // recognise, or is not sure of, stays as it is; report() says why.
 class AllReduceEpilogueFusion : public xla::HloModulePass {
  public:
-  enum class Platform { kCuda, kHost };
+  using Platform = ::oneshot::Platform;
 
   // Compiles the kernel for a program, rows, hidden and ranks ahead of its
   // first run, and remembers it. Returns why that is not possible, or nothing.

@@ -10,6 +10,7 @@
 #include "xla/hlo/ir/hlo_instructions.h"
 #include "xla/service/collective_ops_utils.h"
 #include "xla/shape_util.h"
+#include "xla_plugin/match/all_reduce_sums.h"
 
 namespace oneshot {
 namespace {

@@ -2,6 +2,7 @@
 
 #include "xla_plugin/pass/unshard_slices.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -12,6 +13,7 @@
 #include "absl/algorithm/container.h"
 #include "cuda/kernel/launch_plan.h"
 #include "cuda/program/call_contract.h"
+#include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_computation.h"
 #include "xla/hlo/ir/hlo_instructions.h"
 #include "xla/hlo/ir/hlo_opcode.h"
@@ -91,16 +93,30 @@ absl::Status RemoveDead(HloComputation* computation) {
   return absl::OkStatus();
 }
 
+int64_t NextChannel(const xla::HloModule& module) {
+  int64_t next = 1;
+  for (const HloComputation* computation : module.computations()) {
+    for (const HloInstruction* hlo : computation->instructions()) {
+      if (const auto* channel = xla::DynCast<xla::HloChannelInstruction>(hlo)) {
+        next = std::max(next, channel->channel_id().value_or(0) + 1);
+      }
+    }
+  }
+  return next;
+}
+
 class ComputationUnsharding {
  public:
   ComputationUnsharding(
       HloComputation* computation, const MayAbsorb& may_absorb,
       bool has_layouts,
-      std::map<PartitionGroups, std::unique_ptr<ReplicationAnalysis>>* proofs)
+      std::map<PartitionGroups, std::unique_ptr<ReplicationAnalysis>>* proofs,
+      int64_t* next_channel)
       : computation_(computation),
         may_absorb_(may_absorb),
         has_layouts_(has_layouts),
-        proofs_(proofs) {}
+        proofs_(proofs),
+        next_channel_(next_channel) {}
 
   absl::StatusOr<bool> Run() {
     for (HloInstruction* hlo : computation_->MakeInstructionPostOrder()) {
@@ -168,8 +184,9 @@ class ComputationUnsharding {
         proof = std::make_unique<ReplicationAnalysis>(*computation_->parent(),
                                                       Unordered(groups));
       }
-      unsharding = std::make_unique<Unsharding>(
-          computation_, groups, proof.get(), may_absorb_, has_layouts_);
+      unsharding = std::make_unique<Unsharding>(computation_, groups,
+                                                proof.get(), may_absorb_,
+                                                has_layouts_, next_channel_);
     }
     return *unsharding;
   }
@@ -219,6 +236,7 @@ class ComputationUnsharding {
   const bool has_layouts_;
   std::map<PartitionGroups, std::unique_ptr<ReplicationAnalysis>>* const
       proofs_;
+  int64_t* const next_channel_;
   std::map<PartitionGroups, std::unique_ptr<Unsharding>> unshardings_;
   std::vector<Root> roots_;
   std::vector<HloInstruction*> replaced_;
@@ -230,11 +248,13 @@ absl::StatusOr<bool> UnshardSlices::RunImpl(
     xla::HloModule* module,
     const absl::flat_hash_set<absl::string_view>& execution_threads) {
   std::map<PartitionGroups, std::unique_ptr<ReplicationAnalysis>> proofs;
+  int64_t next_channel = NextChannel(*module);
   bool changed = false;
   for (HloComputation* computation : module->computations(execution_threads)) {
     TF_ASSIGN_OR_RETURN(
         const bool unsharded,
-        ComputationUnsharding(computation, may_absorb_, has_layouts_, &proofs)
+        ComputationUnsharding(computation, may_absorb_, has_layouts_, &proofs,
+                              &next_channel)
             .Run());
     changed |= unsharded;
   }

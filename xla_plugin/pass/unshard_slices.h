@@ -10,7 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "xla/hlo/ir/hlo_module.h"
 #include "xla/hlo/pass/hlo_pass_interface.h"
-#include "xla_plugin/match/epilogue_match.h"
+#include "xla_plugin/match/hlo_values.h"
 
 namespace oneshot {
 

@@ -15,6 +15,8 @@
 #include "xla/layout_util.h"
 #include "xla/literal_util.h"
 #include "xla/shape_util.h"
+#include "xla_plugin/match/hlo_operations.h"
+#include "xla_plugin/match/hlo_values.h"
 
 namespace oneshot {
 namespace {
@@ -42,31 +44,6 @@ bool IsVector(const HloInstruction* hlo, int64_t dimension) {
 
 std::pair<int, int64_t> Key(const Shard& shard) {
   return {shard.first->unique_id(), shard.second};
-}
-
-// Keeps the order of the elements, spelled either way.
-bool IsReshape(const HloInstruction* hlo) {
-  if (hlo->opcode() == HloOpcode::kReshape) return true;
-  return hlo->opcode() == HloOpcode::kBitcast &&
-         hlo->shape().element_type() ==
-             hlo->operand(0)->shape().element_type() &&
-         xla::LayoutUtil::IsMonotonicWithDim0Major(hlo->shape().layout()) &&
-         xla::LayoutUtil::IsMonotonicWithDim0Major(
-             hlo->operand(0)->shape().layout());
-}
-
-bool IsElementwise(const HloInstruction* hlo) {
-  switch (hlo->opcode()) {
-    case HloOpcode::kClamp:
-      return true;
-    case HloOpcode::kBitcast:
-    case HloOpcode::kMap:
-    case HloOpcode::kRng:
-    case HloOpcode::kStochasticConvert:
-      return false;
-    default:
-      return hlo->IsElementwise() && hlo->operand_count() > 0;
-  }
 }
 
 // Stands for a dimension where an operand is the same for all parts.
@@ -114,18 +91,6 @@ Shape SlowestFirst(Shape shape, int64_t dimension) {
   minor_to_major.push_back(dimension);
   *shape.mutable_layout() = xla::LayoutUtil::MakeLayout(minor_to_major);
   return shape;
-}
-
-int64_t NextChannel(const xla::HloModule& module) {
-  int64_t next = 1;
-  for (const HloComputation* computation : module.computations()) {
-    for (const HloInstruction* hlo : computation->instructions()) {
-      if (const auto* channel = xla::DynCast<xla::HloChannelInstruction>(hlo)) {
-        next = std::max(next, channel->channel_id().value_or(0) + 1);
-      }
-    }
-  }
-  return next;
 }
 
 }  // namespace
@@ -194,7 +159,7 @@ Unsharding::Plan Unsharding::NewPlan(const Shard& shard, int depth) {
 Unsharding::Plan Unsharding::PlanOfOperands(const Shard& shard, int depth) {
   const auto [hlo, dimension] = shard;
   if (hlo->opcode() != HloOpcode::kBroadcast && !IsReshape(hlo) &&
-      !IsElementwise(hlo)) {
+      !IsElementwiseFunction(hlo)) {
     return {};
   }
   Plan plan = {Plan::kSpelled, /*has_slice=*/false};
@@ -257,7 +222,7 @@ HloInstruction* Unsharding::Gather(const Shard& shard) {
       computation_->AddInstruction(HloInstruction::CreateAllGather(
           WholeShape(part->shape(), dimension, ranks_), {part}, dimension,
           xla::CollectiveDeviceList(groups_), /*constrain_layout=*/false,
-          NextChannel(*computation_->parent()),
+          (*next_channel_)++,
           /*use_global_device_ids=*/true));
   gather->set_metadata(hlo->metadata());
   return copy_as(gather, WholeShape(hlo->shape(), dimension, ranks_));
@@ -272,7 +237,7 @@ absl::Status Unsharding::SliceWholesInstead() {
   for (const Shard& shard : order_) {
     const auto [hlo, dimension] = shard;
     HloInstruction* whole = made_.at(Key(shard));
-    if (!IsElementwise(hlo) || IsVector(hlo, dimension) ||
+    if (!IsElementwiseFunction(hlo) || IsVector(hlo, dimension) ||
         hlo->shape().dimensions(dimension) != size || hlo->user_count() == 0 ||
         gathered_.contains(whole)) {
       continue;

@@ -14,7 +14,7 @@
 #include "absl/status/status.h"
 #include "xla/hlo/ir/hlo_computation.h"
 #include "xla/hlo/ir/hlo_instruction.h"
-#include "xla_plugin/match/epilogue_match.h"
+#include "xla_plugin/match/hlo_values.h"
 #include "xla_plugin/match/rank_slices.h"
 #include "xla_plugin/match/replication.h"
 
@@ -24,17 +24,19 @@ namespace oneshot {
 using Shard = std::pair<xla::HloInstruction*, int64_t>;
 
 // The values of one computation whole, over groups of ranks in a fixed order.
+// What has to be gathered takes the module's next free channel.
 class Unsharding {
  public:
   Unsharding(xla::HloComputation* computation, PartitionGroups groups,
              ReplicationAnalysis* replication, const MayAbsorb& may_absorb,
-             bool has_layouts)
+             bool has_layouts, int64_t* next_channel)
       : computation_(computation),
         groups_(std::move(groups)),
         ranks_(groups_[0].size()),
         replication_(replication),
         may_absorb_(may_absorb),
-        has_layouts_(has_layouts) {}
+        has_layouts_(has_layouts),
+        next_channel_(next_channel) {}
 
   void MarkReplicated(const xla::HloInstruction* hlo) {
     replication_->MarkReplicated(hlo);
@@ -85,6 +87,7 @@ class Unsharding {
   ReplicationAnalysis* const replication_;
   const MayAbsorb& may_absorb_;
   const bool has_layouts_;
+  int64_t* const next_channel_;
 
   // What has been made, in order of making.
   absl::flat_hash_map<std::pair<int, int64_t>, xla::HloInstruction*> made_;
