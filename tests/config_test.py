@@ -19,7 +19,9 @@ def test_switch(value: str, enabled: bool | None) -> None:
 
 
 def test_bad_switch() -> None:
-    with pytest.raises(config.ConfigError, match=r"ONESHOT='2'.*1, true, on, 0, false, off"):
+    with pytest.raises(
+        config.ConfigError, match=r"ONESHOT='2'.*1, true, on, require, 0, false, off"
+    ):
         config.switch({"ONESHOT": "2"})
 
 

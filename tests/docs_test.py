@@ -2,8 +2,10 @@
 """What the documents say about messages, variables, commands and files is so."""
 
 import re
+import types
 from pathlib import Path
 
+import oneshot
 import pytest
 from oneshot import __main__ as command_line
 from oneshot import config
@@ -83,3 +85,19 @@ def test_commands(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             command_line.main([command, "--help"])
         assert exit_code.value.code == 0, command
         assert f"oneshot {command}" in capsys.readouterr().out
+
+
+def test_api_page_is_whole() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    functions = {
+        name
+        for name, value in vars(oneshot).items()
+        if isinstance(value, types.FunctionType) and not name.startswith("_")
+    }
+    listed = set(re.findall(r"(?m)^\| `oneshot\.(\w+)", text)) - {"__version__"}
+    assert listed == functions
+    commands = set(
+        re.findall(r"(?m)^    ([a-z][a-z-]+)(?:  |$)", command_line.parser().format_help())
+    )
+    assert len(commands) > 5
+    assert set(re.findall(r"(?m)^\| `python -m oneshot ([a-z-]+)", text)) == commands

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import process_group
 import pytest
 from emulation import XLA_FLAGS, environment
@@ -15,6 +16,9 @@ FUSED = (
     "jit_program: 1 of 1 all-reduces fused with an epilogue (16 B); 0 replaced, sum alone; 0 left"
 )
 """What the log says of PROGRAM."""
+
+BROKEN = "import os, jax\nfrom oneshot import hook, libraries\n"
+"""What comes before something that breaks Oneshot."""
 
 # ---------------------------------------------------------------------------
 # The switch
@@ -129,6 +133,114 @@ def test_something_is_missing(breakage: str, reason: str) -> None:
     assert len(done.lines) == 1
     assert done.lines[0].startswith("off, all stays with stock XLA: ")
     assert reason in done.lines[0]
+
+
+# ---------------------------------------------------------------------------
+# require, disabled() and ONESHOT_SKIP
+
+
+@pytest.mark.parametrize(
+    ("breakage", "reason"),
+    [
+        ("libraries.find_xla = lambda _: None", "XLA's libraries are missing"),
+        ("hook._processes = lambda: 2", "ONESHOT=require, and it is off for cpu: more than one"),
+        ("os.environ['ONESHOT_TIMEOUT_S'] = 'soon'", "ONESHOT_TIMEOUT_S='soon'"),
+    ],
+    ids=["start", "platform", "config"],
+)
+def test_require_fails_with_the_reason(breakage: str, reason: str) -> None:
+    done = run("-c", f"{BROKEN}{breakage}\n{PROGRAM}{SHOW}", ONESHOT="require")
+    assert done.code == 1
+    assert not done.out
+    assert reason in done.err.splitlines()[-1] or reason in done.err.rpartition("Error: ")[2]
+
+
+def test_require_is_met() -> None:
+    # The pass is loaded at once, not for the first all-reduce.
+    done = run_code("jax.devices(); print(libraries()); print(compiled())", ONESHOT="require")
+    assert done.out == ["['liboneshot_hook', 'liboneshot_xla_cc']", "fused"]
+    assert not done.lines
+
+
+def test_require_of_a_plugin() -> None:
+    done = run(
+        "-c",
+        f"{BROKEN}from jax._src import xla_bridge\n"
+        "callbacks = []\n"
+        "xla_bridge.register_plugin_callbacks = callbacks.append\n"
+        "hook._is_cuda = lambda *_: True\n"
+        "hook._register_cuda = lambda *_: 'no peers'\n"
+        "import oneshot; oneshot.enable(); callbacks[0](c_api=None); jax.devices()\n",
+        ONESHOT="require",
+    )
+    assert done.code == 1
+    assert "ONESHOT=require, and it is off: for cuda: no peers" in done.err
+
+
+# A function that is compiled before, inside and after, with what is in its program.
+DISABLED = """
+import oneshot
+mesh = jax.sharding.Mesh(jax.devices(), ("a",))
+f = jax.jit(jax.shard_map(lambda x: x + lax.psum(x, "a"), mesh=mesh, in_specs=P("a"),
+    out_specs=P("a")))
+x = np.arange(8, dtype=np.float32)
+def run():
+    assert np.array_equal(f(x), x + 28)
+    return "fused" if "oneshot_all_reduce" in f.lower(x).compile().as_text() else "stock"
+print(run())
+with oneshot.disabled():
+    print(run())
+    with oneshot.disabled(): pass
+    print(run())
+print(run(), oneshot.disabled()(run)(), run())
+print(oneshot.status().compiled)
+"""
+
+
+def test_disabled(tmp_path: Path) -> None:
+    # The second process finds all of it in JAX's cache, and what is there are two programs.
+    for compiled in (1, 0):
+        done = run_code(
+            DISABLED,
+            ONESHOT="1",
+            JAX_COMPILATION_CACHE_DIR=tmp_path,
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+        )
+        assert done.out == [
+            *("fused", "stock", "stock", "fused stock fused"),
+            f"Counts(modules={compiled}, fused={compiled}, alone=0, left=0)",
+        ]
+    assert len(list(tmp_path.glob("jit__lambda*-cache"))) == 2
+
+
+def test_disabled_where_it_is_off() -> None:
+    done = run_code(DISABLED + "print(libraries())")
+    assert done.out[:4] == ["stock", "stock", "stock", "stock stock stock"]
+    assert done.out[-1] == "[]"
+
+
+def test_skip() -> None:
+    done = run_code(
+        "mesh = jax.sharding.Mesh(jax.devices(), ('a',))\n"
+        "def step(x):\n"
+        "    for i in range(3):\n"
+        "        with jax.named_scope(f'layer_{i}'): x = jax.numpy.tanh(lax.psum(x, 'a'))\n"
+        "    return x\n"
+        "f = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P('a'), out_specs=P('a'),\n"
+        "    check_vma=False))\n"
+        "print(np.asarray(f(np.ones(8, np.float32)))[0])\n"
+        "from jax._src import cache_key; print(cache_key.custom_hook())\n",
+        ONESHOT="1",
+        ONESHOT_SKIP="layer_[01]/",
+        ONESHOT_LOG="info",
+    )
+    expected = np.tanh(8 * np.tanh(8 * np.tanh(np.float32(8))))
+    assert float(done.out[0]) == pytest.approx(expected, rel=1e-6)
+    assert done.out[1].endswith("/skip layer_[01]/")
+    line = done.lines[-1]
+    assert line.startswith("jit_step: 1 of 3 all-reduces fused")
+    assert line.count("left alone: has frontend attribute ONESHOT_SKIP") == 2
 
 
 # ---------------------------------------------------------------------------

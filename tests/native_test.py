@@ -68,6 +68,6 @@ def test_gpu_compiler() -> None:
 
 def test_pass_says_what_is_wrong(tmp_path: Path) -> None:
     loaded = explanation.load_pass()
-    error = loaded.explain("CUDA", str(tmp_path), None, b"no module")
+    error = loaded.explain("CUDA", str(tmp_path), b"no module")
     assert error == "neither HLO text nor a serialized HLO module"
     assert not list(tmp_path.iterdir())

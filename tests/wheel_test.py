@@ -51,6 +51,7 @@ EXPORTS = {
     },
     "liboneshot_hook.so": {
         "oneshot_hook_configure",
+        "oneshot_hook_counts",
         "oneshot_hook_free",
         "oneshot_hook_pause",
         "oneshot_hook_register",

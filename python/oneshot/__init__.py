@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from oneshot.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from oneshot.explanation import Explanation
+    from oneshot.status import Status
 
 
 def enable() -> None:
@@ -61,3 +64,22 @@ def is_enabled() -> bool:
     from oneshot import hook
 
     return hook.is_enabled()
+
+
+def disabled() -> "AbstractContextManager[None]":
+    """Leaves what this thread compiles meanwhile to stock XLA; also a decorator.
+
+    A jitted function is compiled once for inside and once for outside, as its arguments ask for;
+    JAX's persistent cache keeps both apart, too. What is compiled ahead of time (`lower` and
+    `compile`) goes by where `compile` is called. Does nothing where Oneshot is off.
+    """
+    from oneshot import hook
+
+    return hook.disabled()
+
+
+def status() -> "Status":
+    """Returns where Oneshot is on, where it is off and why, and what it has fused so far."""
+    from oneshot.status import status as status_now
+
+    return status_now()

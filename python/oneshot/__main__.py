@@ -121,16 +121,11 @@ def _install_xla(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line.
-
-    Returns:
-      The exit code: 2 for bad usage or a machine that Oneshot can't run on; of `doctor` 1 if there
-      is a problem.
-    """
-    parser = argparse.ArgumentParser(prog="oneshot", description=oneshot.__doc__)
-    parser.add_argument("--version", action="version", version=oneshot.__version__)
-    commands = parser.add_subparsers(required=True, metavar="command")
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="oneshot", description=oneshot.__doc__)
+    top.add_argument("--version", action="version", version=oneshot.__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
 
     run = commands.add_parser("run", help="run a Python program with Oneshot on")
     run.add_argument("-m", dest="module", action="store_true", help="the program is a module")
@@ -185,10 +180,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     xla.add_argument("--wheel", type=Path, metavar="FILE", help="a wheel that is already here")
     xla.set_defaults(function=_install_xla)
+    return top
 
-    arguments = parser.parse_args(argv)
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+      The exit code: 2 for bad usage or a machine that Oneshot can't run on; of `doctor` 1 if there
+      is a problem.
+    """
+    top = parser()
+    arguments = top.parse_args(argv)
     if arguments.function is _run and not arguments.program:
-        run.error("a script is required")
+        top.error("a script is required")
     try:
         code = arguments.function(arguments)
         sys.stdout.flush()

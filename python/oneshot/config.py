@@ -12,7 +12,16 @@ from pathlib import Path
 
 from oneshot.libraries import XLA_LIBRARIES, missing_xla
 
-_SWITCH = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": None}
+_SWITCH = {
+    "1": True,
+    "true": True,
+    "on": True,
+    "require": True,
+    "0": False,
+    "false": False,
+    "off": False,
+    "": None,
+}
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -24,9 +33,12 @@ _LEVELS = {
 _KUBERNETES = re.compile(r"ONESHOT_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 
 VARIABLES = {
-    "ONESHOT": "1 (or true, on) to rewrite; 0 (or false, off, or unset) for stock XLA",
+    "ONESHOT": "1 (or true, on) to rewrite; require to rewrite or else fail; 0 (or false, off, or "
+    "unset) for stock XLA",
     "ONESHOT_DUMP_TO": "directory for the HLO before and after, and for reports",
     "ONESHOT_LOG": f"lowest level that is logged: {', '.join(_LEVELS)} (default warning)",
+    "ONESHOT_SKIP": "regular expression: all-reduces whose name in the program holds a match stay "
+    "with stock XLA",
     "ONESHOT_TIMEOUT_S": "seconds that a GPU waits for another before the run fails (default 600)",
     "ONESHOT_XLA_DIR": f"directory that holds {' and '.join(XLA_LIBRARIES)}",
 }
@@ -43,6 +55,8 @@ class Config:
 
     Attributes:
       dump_to: where HLO and reports go; None for no dump.
+      required: whether a program that can't be rewritten has to fail.
+      skip: regular expression for the op names of all-reduces to leave alone; empty for none.
       log_level: a level of the `logging` module; None if the environment names none.
       timeout: how long a GPU waits for another before the run fails, in seconds.
       xla_dir: where XLA's libraries are said to be; None to look for them.
@@ -50,6 +64,8 @@ class Config:
     """
 
     dump_to: Path | None = None
+    required: bool = False
+    skip: str = ""
     log_level: int | None = None
     timeout: float = 600.0
     xla_dir: Path | None = None
@@ -83,6 +99,11 @@ def switch(environ: Mapping[str, str] = os.environ) -> bool | None:
     return _choice("ONESHOT", environ.get("ONESHOT", ""), _SWITCH)
 
 
+def required(environ: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether ONESHOT says that a program has to fail rather than run with stock XLA."""
+    return environ.get("ONESHOT", "").strip().lower() == "require"
+
+
 def read(environ: Mapping[str, str] = os.environ) -> Config:
     """Reads all but ONESHOT itself.
 
@@ -107,11 +128,18 @@ def read(environ: Mapping[str, str] = os.environ) -> Config:
     if dump_to and (reason := _why_no_dumps(dump_to)):
         warnings.append(f"ONESHOT_DUMP_TO={dump_to!r}: {reason}; nothing is dumped")
         dump_to = None
+    skip = environ.get("ONESHOT_SKIP", "")
+    try:
+        re.compile(skip)
+    except re.error as error:
+        raise ConfigError(f"ONESHOT_SKIP={skip!r}: no regular expression: {error}") from error
     xla_dir = environ.get("ONESHOT_XLA_DIR")
     if xla_dir and (missing := missing_xla(Path(xla_dir))):
         raise ConfigError(f"ONESHOT_XLA_DIR={xla_dir!r}: no {' and no '.join(missing)} there")
     return Config(
         dump_to=Path(dump_to).absolute() if dump_to else None,
+        required=required(environ),
+        skip=skip,
         log_level=log_level,
         timeout=_seconds("ONESHOT_TIMEOUT_S", environ.get("ONESHOT_TIMEOUT_S") or "600"),
         xla_dir=Path(xla_dir).absolute() if xla_dir else None,

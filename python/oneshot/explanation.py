@@ -130,8 +130,9 @@ def _explain(
     directory = tempfile.TemporaryDirectory(prefix="oneshot-explain-")
     if modules:
         loaded = load_pass()
+        skip = config_lib.read().skip
         for module in modules:
-            if error := loaded.explain(platform, directory.name, compiler, module):
+            if error := loaded.explain(platform, directory.name, module, skip, compiler):
                 raise ExplainError(error)
     return Explanation(directory, sum(module.count(hook.TARGET.encode()) for module in modules))
 

@@ -4,7 +4,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+)(?: \(.*\) -> .*)? \{$")
@@ -86,11 +86,19 @@ def parse(text: str) -> list[Computation]:
         elif found := _COMPUTATION.match(line):
             computations.append(Computation(found["name"]))
             inside = True
-        elif inside and (found := _ASSIGNMENT.match(line)):
-            instruction = _instruction(found["name"], _COMMENT.sub("", found["rest"]))
-            if instruction:
+        elif inside:
+            for instruction in instructions([line]):
                 computations[-1].instructions[instruction.name] = instruction
     return computations
+
+
+def instructions(lines: Iterable[str]) -> Iterator[Instruction]:
+    """Reads the instructions among some lines of a module."""
+    for line in lines:
+        if found := _ASSIGNMENT.match(line):
+            instruction = _instruction(found["name"], _COMMENT.sub("", found["rest"]))
+            if instruction:
+                yield instruction
 
 
 def without_meshes(text: str) -> str:

@@ -7,6 +7,7 @@ off:
 * `jax._src.xla_bridge.register_plugin_callbacks`: to see a plugin before its client is created;
   the public `jax.extend.xla` would create the backends.
 * `jax._src.xla_bridge.backends_are_initialized`: to ask for the backend only when there is one.
+* `jax._src.xla_bridge._init_backend`: to let JAX fail where ONESHOT=require can't be met.
 * `jax._src.cache_key.custom_hook`: made for additions to the key of the persistent cache.
 * `jax._src.distributed.global_state`: whether there are several processes, and to reach them.
 * `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
@@ -20,11 +21,11 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from oneshot import agreement, libraries, log, native
+from oneshot import agreement, cached, libraries, log, native
 from oneshot import config as config_lib
 from oneshot.log import logger
 from oneshot.version import __version__
@@ -40,14 +41,16 @@ _SEQUENTIAL = {
     "--xla_gpu_command_buffer_scheduling_mode": ("SERIALIZE", "LHS"),
     "--xla_gpu_graph_enable_concurrent_region": ("FALSE", "0"),
 }
+_SEVERAL_PROCESSES = "more than one process"
 _COMMAND_BUFFER_COMPATIBLE = 1  # XLA_FFI_HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE
 _PRE_SCHEDULER = 0
 
 _lock = threading.Lock()
 _enabled = False
-# What is on, of "cpu" and "cuda". For which platforms there is what it takes, is known only when
-# JAX makes its backends.
-_platforms: list[str] = []
+# Why it is off for a platform, of "cpu" and "cuda"; None where it is on. For which platforms there
+# is what it takes, is known only when JAX makes its backends.
+_why_off: dict[str, str | None] = {}
+_thread = threading.local()  # paused: how often
 
 OLDEST_JAXLIB = (0, 11, 2)
 """The first that lets a pass in."""
@@ -69,9 +72,13 @@ def is_enabled() -> bool:
     if not xla_bridge.backends_are_initialized():
         return True
     platform = xla_bridge.get_backend().platform
-    if platform == "cpu":
-        return _processes() == 1
-    return {"gpu": "cuda"}.get(platform, platform) in _platforms
+    return platforms().get({"gpu": "cuda"}.get(platform, platform), "not supported") is None
+
+
+def platforms() -> dict[str, str | None]:
+    """Returns why it is off for each platform that has been looked at, None where it is on."""
+    cpu = {"cpu": _SEVERAL_PROCESSES} if _enabled and _processes() > 1 else {}
+    return _why_off | cpu
 
 
 def enable(config: config_lib.Config) -> bool:
@@ -105,7 +112,27 @@ def enable(config: config_lib.Config) -> bool:
                 f"Oneshot {__version__} knows: {error}"
             ) from error
         _enabled = True
+        if config.required and (reason := _why_off.get("cuda")):
+            raise UnavailableError(f"ONESHOT=require, and it is off for cuda: {reason}")
         return True
+
+
+def was_enabled() -> bool:
+    """Returns whether `enable` has gone well."""
+    return _enabled
+
+
+def refuse(reason: str) -> None:
+    """Lets JAX fail, with a reason, whenever it is to make a backend.
+
+    What JAX calls while it looks for plugins can't: JAX logs exceptions there, and goes on.
+    """
+    from jax._src import xla_bridge
+
+    def fail(platform: str) -> None:
+        raise UnavailableError(f"ONESHOT=require, and it is off: {reason}")
+
+    xla_bridge._init_backend = fail
 
 
 def missing_names() -> str | None:
@@ -115,6 +142,7 @@ def missing_names() -> str | None:
     for module, name in (
         ("jax._src.xla_bridge", "register_plugin_callbacks"),
         ("jax._src.xla_bridge", "backends_are_initialized"),
+        ("jax._src.xla_bridge", "_init_backend"),
         ("jax._src.cache_key", "custom_hook"),
         ("jax._src.distributed", "global_state"),
         ("jaxlib._jax", "get_pjrt_plugin"),
@@ -155,6 +183,8 @@ def _register(config: config_lib.Config) -> None:
     xla_dir = libraries.find_xla(config.xla_dir)
     if xla_dir is None:
         raise UnavailableError(libraries.XLA_MISSING)
+    if config.required:  # else when the first all-reduce comes
+        native.Pass([xla_dir / name for name in libraries.XLA_LIBRARIES])
     hook = native.Hook()
     bundle = _bundle(jax, "liboneshot_host.so", "OneshotHost", ["Instantiate", "Execute"])
     try:
@@ -166,20 +196,16 @@ def _register(config: config_lib.Config) -> None:
         ) from error
     # Last of what may fail: it can't be taken back.
     try:
-        hook.configure(xla_dir, config.dump_to, logger.level)
+        hook.configure(xla_dir, config.dump_to, config.skip, logger.level)
     except RuntimeError as error:
         raise UnavailableError(f"{error}: start another process") from error
     log.take_lines(hook)
-    # A program that is compiled with the pass is another one than without it: also if, with the
-    # same libraries, the machine lacks what one platform needs. Known only when backends exist, so
-    # the key is made when JAX asks for it.
-    _platforms[:] = ["cpu"]
+    _why_off["cpu"] = None
     suffix = f"oneshot/{__version__}/{libraries.fingerprint(xla_dir)}"
-    cache_key.custom_hook = lambda: "/".join(
-        [previous_key(), suffix, str(_processes()), *_platforms]
-    )
+    cache_key.custom_hook = functools.partial(_cache_key, previous_key, suffix, config.skip)
 
-    register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook))
+    register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook, config.required))
+    cached.watch(config.dump_to)
     logger.info("on for cpu")
 
     def on_plugin(c_api: Any) -> None:
@@ -190,32 +216,83 @@ def _register(config: config_lib.Config) -> None:
             reason = _register_cuda(jax, hook, c_api, config, suffix)
         except Exception as error:
             reason = str(error)
+        _why_off["cuda"] = reason
         if reason is None:
-            _platforms.append("cuda")
             logger.info("on for cuda")
         else:
             logger.warning("off for cuda, it stays with stock XLA: %s", reason)
+            if config.required:
+                refuse(f"for cuda: {reason}")
 
     register_plugin_callbacks(on_plugin)
+
+
+def _cache_key(previous_key: Callable[[], str], version: str, skip: str) -> str:
+    """What tells programs apart that are compiled with the pass, and those without it.
+
+    Also if, with the same libraries, the machine lacks what one platform needs. That is known only
+    when backends exist, so JAX asks for the key whenever it needs one.
+    """
+    if is_paused():
+        return previous_key() + "/oneshot disabled"
+    on = [platform for platform, reason in _why_off.items() if reason is None]
+    skipped = [f"skip {skip}"] if skip else []
+    return "/".join([previous_key(), version, str(_processes()), *on, *skipped])
+
+
+def is_paused() -> bool:
+    """Returns whether modules that this thread compiles stay as they are."""
+    return getattr(_thread, "paused", 0) > 0
 
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Leaves the modules that this thread compiles meanwhile as they are."""
     hook = native.Hook()
+    _thread.paused = getattr(_thread, "paused", 0) + 1
     hook.pause(True)
     try:
         yield
     finally:
-        hook.pause(False)
+        _thread.paused -= 1
+        hook.pause(is_paused())
 
 
-def _transform(hook: native.Hook, module: bytes) -> bytes | None:
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """The same, and what was compiled with Oneshot does not count meanwhile, nor the reverse."""
+    if not (_enabled or config_lib.switch()):
+        yield
+        return
+    with _disabled_context()(True), paused():
+        yield
+
+
+def _disabled_context() -> Any:
+    with _lock:
+        return _make_disabled_context()
+
+
+@functools.cache
+def _make_disabled_context() -> Any:
+    import jax
+
+    return jax.make_user_context(default_value=False)
+
+
+def counts() -> list[int]:
+    """Modules that the pass has seen, and all-reduces fused, replaced alone, and left."""
+    return native.Hook().counts() if _enabled else [0] * 4
+
+
+def _transform(hook: native.Hook, required: bool, module: bytes) -> bytes | None:
     """Runs the pass on a serialized module for CPU."""
     # The handler lets ranks meet in memory: those of another process would never come. Asked here,
     # as jax.distributed may be initialized after Oneshot.
     if _processes() > 1:
-        log.warn_once("off for cpu, it stays with stock XLA: more than one process")
+        if required and b"all-reduce" in module:
+            raise UnavailableError(f"ONESHOT=require, and it is off for cpu: {_SEVERAL_PROCESSES}")
+        log.warn_once(f"off for cpu, it stays with stock XLA: {_SEVERAL_PROCESSES}")
         return None
     return hook.transform("Host", module)
 

@@ -50,7 +50,7 @@ class Hook:
 
     def __init__(self) -> None:
         library = load("liboneshot_hook.so")
-        library.oneshot_hook_configure.argtypes = [_TEXT, _TEXT, _TEXT, ctypes.c_int]
+        library.oneshot_hook_configure.argtypes = [*(_TEXT,) * 4, ctypes.c_int]
         library.oneshot_hook_configure.restype = ctypes.c_int
         library.oneshot_hook_register.argtypes = [_ADDRESS, KernelCompiler]
         library.oneshot_hook_register.restype = _TEXT
@@ -65,13 +65,15 @@ class Hook:
         library.oneshot_hook_free.restype = None
         library.oneshot_hook_pause.argtypes = [ctypes.c_int]
         library.oneshot_hook_pause.restype = None
+        library.oneshot_hook_counts.argtypes = [ctypes.POINTER(ctypes.c_int64)]
+        library.oneshot_hook_counts.restype = None
         library.oneshot_log_set_rank.argtypes = [ctypes.c_int, ctypes.c_int]
         library.oneshot_log_set_rank.restype = None
         library.oneshot_log_close.restype = None
         self._library = library
 
-    def configure(self, xla_dir: Path, dump_to: Path | None, log_level: int) -> None:
-        """Says where the pass and XLA are, where dumps go, and what is logged; once a process.
+    def configure(self, xla_dir: Path, dump_to: Path | None, skip: str, log_level: int) -> None:
+        """Says where the pass and XLA are, where dumps go, what to leave, what to log. Once.
 
         Raises:
           RuntimeError: that has been said before. It stays as it was.
@@ -80,6 +82,7 @@ class Hook:
             os.fsencode(LIBRARIES / "liboneshot_pass.so"),
             os.fsencode(xla_dir),
             os.fsencode(dump_to or ""),
+            skip.encode(),
             log_level // 10 - 1,
         ):
             raise RuntimeError("this process has configured liboneshot_hook.so before")
@@ -105,6 +108,12 @@ class Hook:
     def pause(self, paused: bool) -> None:
         """Leaves the modules that this thread compiles from now on as they are, or no longer."""
         self._library.oneshot_hook_pause(int(paused))
+
+    def counts(self) -> list[int]:
+        """Modules that the pass has seen, and all-reduces fused, replaced alone, and left."""
+        counts = (ctypes.c_int64 * 4)()
+        self._library.oneshot_hook_counts(counts)
+        return list(counts)
 
     @property
     def log(self) -> LogFunction:
@@ -195,6 +204,7 @@ class Pass:
         library.OneshotExplain.argtypes = [
             _TEXT,
             _TEXT,
+            _TEXT,
             KernelCompiler,
             _TEXT,
             ctypes.c_size_t,
@@ -203,13 +213,19 @@ class Pass:
         self._library = library
 
     def explain(
-        self, platform: str, dump_to: str, compiler: KernelCompiler | None, module: bytes
+        self,
+        platform: str,
+        dump_to: str,
+        module: bytes,
+        skip: str = "",
+        compiler: KernelCompiler | None = None,
     ) -> str | None:
         """Writes what becomes of a module into a directory; returns what is wrong, or None."""
         message = _ADDRESS()
         if self._library.OneshotExplain(
             platform.encode(),
             os.fsencode(dump_to),
+            skip.encode(),
             compiler,
             module,
             len(module),

@@ -83,9 +83,8 @@ def write(modules: Iterable[Module]) -> str:
 
 
 def _module(module: Module, count: int) -> Iterator[str]:
-    times = f", {count} times" if count > 1 else ""
     yield (
-        f"<section><h2>{escape(module.module)}</h2><p>{escape(module.platform)}{times}: "
+        f"<section><h2>{escape(module.module)}</h2><p>{escape(module.origin(count))}: "
         f"{tally(module.all_reduces)}"
     )
     if module.declined_module:

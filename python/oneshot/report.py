@@ -2,6 +2,7 @@
 """Reads the reports that ONESHOT_DUMP_TO collects."""
 
 import bisect
+import dataclasses
 import enum
 import itertools
 import json
@@ -135,6 +136,8 @@ class Module:
       declined_module: why the module was left alone as a whole, or None.
       all_reduces: all of them, in the order of the module.
       path: the report file; `before` and `after` are beside it.
+      cached: whether JAX took it from its persistent compilation cache; then `after` is what was
+        compiled, and there is no `before`.
     """
 
     module: str
@@ -142,6 +145,7 @@ class Module:
     declined_module: str | None
     all_reduces: tuple[AllReduce, ...]
     path: Path
+    cached: bool = False
 
     @property
     def fired(self) -> int:
@@ -162,7 +166,7 @@ class Module:
     def kind(self) -> tuple:
         """The same for modules of which the same became: of a function that was compiled again."""
         sites = tuple(site.kind for site in self.all_reduces)
-        return (self.module, self.platform, self.declined_module, sites)
+        return (self.module, self.platform, self.cached, self.declined_module, sites)
 
     @property
     def kinds(self) -> list[list[AllReduce]]:
@@ -175,13 +179,17 @@ class Module:
         stops = (stop.opcode for site in self.all_reduces for stop in site.stopped)
         return _CPU_HINT if self.platform == "Host" and "fusion" in stops else ""
 
+    def origin(self, count: int) -> str:
+        """Platform, and where `count` of a kind come from."""
+        cached = ", from JAX's cache" if self.cached else ""
+        return f"{self.platform}{cached}" + (f", {count} times" if count > 1 else "")
+
     def __str__(self) -> str:
         return "\n".join(self.lines(1))
 
     def lines(self, count: int) -> list[str]:
         """The text for `count` of a kind, of which this is the first."""
-        times = f", {count} times" if count > 1 else ""
-        lines = [f"{self.module} ({self.platform}{times}): {tally(self.all_reduces)}"]
+        lines = [f"{self.module} ({self.origin(count)}): {tally(self.all_reduces)}"]
         if self.declined_module:
             lines.append(f"  module left alone: {self.declined_module}")
         for sites in self.kinds:
@@ -277,7 +285,7 @@ def load(directory: Path | str) -> list[Module]:
 
 def _order(path: Path) -> list[tuple[int, str]]:
     """Sorts the numbers of "PID-SEQUENCE.module" as numbers: 10000 comes after 9999."""
-    numbers = re.match(r"(\d+)-(\d+)\.", path.name)
+    numbers = re.match(r"(\d+)-(\d+)c?\.", path.name)
     return [(int(number), "") for number in numbers.groups()] if numbers else [(0, path.name)]
 
 
@@ -291,7 +299,15 @@ def _module(path: Path) -> Module:
         declined_module=data["declined_module"],
         all_reduces=tuple(_all_reduce(site) for site in data["all_reduces"]),
         path=path,
+        cached=data.get("cached", False),
     )
+
+
+def to_dict(module: Module) -> dict:
+    """What `load` reads."""
+    fields = dataclasses.asdict(module)
+    del fields["path"]
+    return {"schema": 2, **fields}
 
 
 def _all_reduce(data: dict) -> AllReduce:

@@ -27,6 +27,7 @@ struct Config {
   std::string pass_library;
   std::string xla_dir;
   std::string dump_dir;
+  std::string skip;
   int log_level = kWarning;
 };
 
@@ -36,6 +37,9 @@ Config* config = nullptr;
 
 // Of the last plugin that was registered.
 std::atomic<OneshotCompile> compile_kernel = nullptr;
+
+// See oneshot_hook_counts().
+std::atomic<int64_t> counts[4];
 
 thread_local bool paused = false;
 
@@ -116,9 +120,14 @@ char* Transform(const char* platform, OneshotCompile compile,
   char* out = nullptr;
   char* message = nullptr;
   char* dump_error = nullptr;
-  const int result =
-      run_pass(platform, config->dump_dir.c_str(), compile, module, size, &out,
-               out_size, &message, &dump_error);
+  OneshotOutcomes outcomes = {};
+  const int result = run_pass(platform, config->dump_dir.c_str(),
+                              config->skip.c_str(), compile, module, size, &out,
+                              out_size, &outcomes, &message, &dump_error);
+  counts[0] += 1;
+  counts[1] += outcomes.fused;
+  counts[2] += outcomes.alone;
+  counts[3] += outcomes.left;
   if (result < 0) {
     Log(kWarning, "a module stays with stock XLA: %s",
         message != nullptr ? message : "out of memory");
@@ -182,13 +191,14 @@ const char* TakeError(const PJRT_Api* api, PJRT_Error* error) {
 
 ONESHOT_EXPORT int oneshot_hook_configure(const char* pass_library,
                                           const char* xla_dir,
-                                          const char* dump_dir, int log_level) {
+                                          const char* dump_dir,
+                                          const char* skip, int log_level) {
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   if (oneshot::config != nullptr) return 1;
   const oneshot::QuietLoading make_room;
   oneshot::config =
-      new oneshot::Config{pass_library, xla_dir, dump_dir, log_level};
+      new oneshot::Config{pass_library, xla_dir, dump_dir, skip, log_level};
   return 0;
 }
 
@@ -236,6 +246,10 @@ ONESHOT_EXPORT void oneshot_hook_free(char* buffer) { std::free(buffer); }
 
 ONESHOT_EXPORT void oneshot_hook_pause(int pause) {
   oneshot::paused = pause != 0;
+}
+
+ONESHOT_EXPORT void oneshot_hook_counts(int64_t counts[4]) {
+  for (int i = 0; i < 4; ++i) counts[i] = oneshot::counts[i];
 }
 
 ONESHOT_EXPORT void oneshot_log(int level, const char* text) {

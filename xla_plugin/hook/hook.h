@@ -11,6 +11,7 @@
 #define ONESHOT_XLA_PLUGIN_HOOK_HOOK_H_
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,10 +22,13 @@ extern "C" {
 //   pass_library  path of liboneshot_pass.so
 //   xla_dir       directory with liboneshot_xla_{framework,cc}.so
 //   dump_dir      where dumps and reports go; "" for none
+//   skip          regular expression; all-reduces whose op_name holds a match
+//                 are left; "" for none
 //   log_level     lowest level that is printed: 0 debug, 1 info, 2 warning,
 //                 3 error
 int oneshot_hook_configure(const char* pass_library, const char* xla_dir,
-                           const char* dump_dir, int log_level);
+                           const char* dump_dir, const char* skip,
+                           int log_level);
 
 // Registers the pass with the PJRT plugin behind `pjrt_api` (const PJRT_Api*).
 // `compile` (OneshotCompile of pass_library.h) is asked for the kernel of every
@@ -42,6 +46,10 @@ void oneshot_hook_free(char* buffer);
 // From now on leaves the modules that this thread compiles as they are, or,
 // with 0, no longer does.
 void oneshot_hook_pause(int pause);
+
+// How many modules with all-reduces the pass has seen, and what became of their
+// all-reduces: fused with an epilogue, replaced alone, left.
+void oneshot_hook_counts(int64_t counts[4]);
 
 // Writes a line into the log: a OneshotLog, see fault.h. From any thread, with
 // the GIL or without; `level` is one of log_level above.

@@ -66,8 +66,9 @@ class HookTest : public ::testing::Test {
   static void SetUpTestSuite() {
     EXPECT_THAT(oneshot_hook_register(nullptr, nullptr),
                 HasSubstr("configure"));
-    EXPECT_EQ(oneshot_hook_configure("/nowhere/pass.so", "/nowhere", "", 2), 0);
-    EXPECT_NE(oneshot_hook_configure("/else/pass.so", "/else", "", 2), 0);
+    EXPECT_EQ(oneshot_hook_configure("/nowhere/pass.so", "/nowhere", "", "", 2),
+              0);
+    EXPECT_NE(oneshot_hook_configure("/else/pass.so", "/else", "", "", 2), 0);
   }
 
   XlaTransformArgs Args() {

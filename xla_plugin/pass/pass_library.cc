@@ -13,8 +13,10 @@
 #include <fstream>
 #include <memory>
 #include <optional>
+#include <regex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -87,6 +89,50 @@ struct Rewrite {
   std::string module;  // empty: unchanged
   std::string message;
   std::string dump_error;
+  OneshotOutcomes outcomes = {};
+};
+
+OneshotOutcomes Count(const ModuleReport& report) {
+  OneshotOutcomes outcomes = {};
+  for (const SiteReport& site : report.all_reduces) {
+    ++(!site.fired()  ? outcomes.left
+       : site.alone() ? outcomes.alone
+                      : outcomes.fused);
+  }
+  return outcomes;
+}
+
+// All-reduces that are left because the user says so. As long as it exists, a
+// frontend attribute keeps all passes away from them.
+class Skipped {
+ public:
+  Skipped(xla::HloModule* module, absl::string_view skip) {
+    if (skip.empty()) return;
+    const std::regex pattern{std::string(skip)};
+    for (xla::HloComputation* computation : module->computations()) {
+      for (xla::HloInstruction* hlo : computation->instructions()) {
+        if (hlo->opcode() == xla::HloOpcode::kAllReduce &&
+            std::regex_search(hlo->metadata().op_name(), pattern)) {
+          hlo->add_frontend_attribute(kAttribute, "");
+          all_reduces_.push_back(hlo);
+        }
+      }
+    }
+  }
+  ~Skipped() {
+    for (xla::HloInstruction* hlo : all_reduces_) {
+      xla::FrontendAttributes attributes = hlo->frontend_attributes();
+      attributes.mutable_map()->erase(kAttribute);
+      hlo->set_frontend_attributes(std::move(attributes));
+    }
+  }
+  Skipped(const Skipped&) = delete;
+  Skipped& operator=(const Skipped&) = delete;
+
+ private:
+  // The report says that the all-reduce has it.
+  static constexpr char kAttribute[] = "ONESHOT_SKIP";
+  std::vector<xla::HloInstruction*> all_reduces_;
 };
 
 AllReduceEpilogueFusion::CompileKernel CompileWith(OneshotCompile compile) {
@@ -103,7 +149,7 @@ AllReduceEpilogueFusion::CompileKernel CompileWith(OneshotCompile compile) {
 
 absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
                                 absl::string_view dump_dir,
-                                OneshotCompile compile,
+                                absl::string_view skip, OneshotCompile compile,
                                 absl::string_view serialized) {
   absl::StatusOr<DecodedModule> decoded = DecodedModule::Decode(serialized);
   if (!decoded.ok()) {
@@ -125,6 +171,7 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
   const MayAbsorb may_absorb = [&](const xla::HloInstruction* hlo) {
     return decoded->Understands(hlo);
   };
+  std::optional<Skipped> skipped(std::in_place, module, skip);
   // By themselves they are no reason to hand back another module.
   UnshardSlices unshard_slices(/*has_layouts=*/platform == "Host", may_absorb);
   TF_RETURN_IF_ERROR(unshard_slices.Run(module).status());
@@ -135,7 +182,8 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
                                    : AllReduceEpilogueFusion::Platform::kCuda,
                                may_absorb, CompileWith(compile));
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
-  Rewrite result{"", pass.report().Summary(), ""};
+  skipped.reset();
+  Rewrite result{"", pass.report().Summary(), "", Count(pass.report())};
   if (changed) {
     // XLA verifies the module again, but treats a failure there as a failed
     // compilation; here it only means that the module stays as it was.
@@ -161,23 +209,27 @@ char* Copy(const std::string& text) {
 }  // namespace oneshot
 
 extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
-    const char* platform, const char* dump_dir, OneshotCompile compile,
-    const char* module, size_t size, char** out, size_t* out_size,
-    char** message, char** dump_error) {
+    const char* platform, const char* dump_dir, const char* skip,
+    OneshotCompile compile, const char* module, size_t size, char** out,
+    size_t* out_size, OneshotOutcomes* outcomes, char** message,
+    char** dump_error) {
   *out = nullptr;
   *out_size = 0;
+  *outcomes = {};
   *message = nullptr;
   *dump_error = nullptr;
   try {
     absl::StatusOr<oneshot::Rewrite> result;
     const absl::Status status = oneshot::GuardAgainstFatal([&] {
-      result = oneshot::RunPass(platform, dump_dir, compile, {module, size});
+      result =
+          oneshot::RunPass(platform, dump_dir, skip, compile, {module, size});
       return result.status();
     });
     if (!status.ok()) {
       *message = oneshot::Copy(std::string(status.message()));
       return -1;
     }
+    *outcomes = result->outcomes;
     *message = oneshot::Copy(result->message);
     if (!result->dump_error.empty()) {
       *dump_error = oneshot::Copy(result->dump_error);
@@ -221,14 +273,15 @@ absl::StatusOr<std::string> ReadModule(absl::string_view data) {
 }  // namespace oneshot
 
 extern "C" __attribute__((visibility("default"))) int OneshotExplain(
-    const char* platform, const char* dump_dir, OneshotCompile compile,
-    const char* module, size_t size, char** message) {
+    const char* platform, const char* dump_dir, const char* skip,
+    OneshotCompile compile, const char* module, size_t size, char** message) {
   *message = nullptr;
   try {
     const absl::Status status = oneshot::GuardAgainstFatal([&]() {
       const auto read = oneshot::ReadModule({module, size});
       if (!read.ok()) return read.status();
-      return oneshot::RunPass(platform, dump_dir, compile, *read).status();
+      return oneshot::RunPass(platform, dump_dir, skip, compile, *read)
+          .status();
     });
     if (status.ok()) return 0;
     *message = oneshot::Copy(std::string(status.message()));

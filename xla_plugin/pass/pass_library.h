@@ -18,24 +18,33 @@ extern "C" {
 typedef char* (*OneshotCompile)(const char* program, int64_t rows,
                                 int64_t hidden, int ranks);
 
+// What became of the all-reduces of a module.
+typedef struct {
+  int64_t fused;  // with an epilogue
+  int64_t alone;  // replaced, and nothing is fused
+  int64_t left;   // to stock XLA
+} OneshotOutcomes;
+
 // Runs the pass on a serialized HloModuleProto.
 //
-// `platform` is "CUDA" or "Host"; `dump_dir` is "" for no dump; `compile` is
+// `platform` is "CUDA" or "Host"; `dump_dir` is "" for no dump; all-reduces
+// whose op_name holds a match of the regular expression `skip` (ECMAScript)
+// are left, "" skips none; `compile` is
 // called for every rewrite, unless it is null. Returns 1 and a
 // malloc'ed module in *out when the module has changed, 0 when it has not, -1
 // when something went wrong, which also leaves the module as it is. *message
 // receives a malloc'ed line for the log, *dump_error one about a dump that was
 // not written, or null. Re-entrant.
-int OneshotRunPass(const char* platform, const char* dump_dir,
+int OneshotRunPass(const char* platform, const char* dump_dir, const char* skip,
                    OneshotCompile compile, const char* module, size_t size,
-                   char** out, size_t* out_size, char** message,
-                   char** dump_error);
+                   char** out, size_t* out_size, OneshotOutcomes* outcomes,
+                   char** message, char** dump_error);
 
 // Runs the pass on a module for the sake of its dump: HLO text, a serialized
 // HloModuleProto, or one of the HloProtos that XLA dumps. The other arguments
 // are those of OneshotRunPass. Returns 0, or -1 with a malloc'ed reason in
 // *message. Re-entrant.
-int OneshotExplain(const char* platform, const char* dump_dir,
+int OneshotExplain(const char* platform, const char* dump_dir, const char* skip,
                    OneshotCompile compile, const char* module, size_t size,
                    char** message);
 
