@@ -2,7 +2,9 @@
 """The benchmark on emulated devices: that it runs and what it writes; not how fast anything is."""
 
 import gzip
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +30,17 @@ def test_op(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| op, f32 of 256 | 1 | device |" in done.stdout
     assert "| 16 of 16 |" in done.stdout
+    jax, jaxlib = (importlib.metadata.version(name) for name in ("jax", "jaxlib"))
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("all arms: oneshot ")
+    assert f"jax {jax}, jaxlib {jaxlib}" in first
     assert "  oneshot: 0.0 graph launches" in done.stdout  # there are none without a GPU
     assert "| op, f32 of 256 | 1 | moving |" in done.stdout
     row, _ = [json.loads(line) for line in samples.read_text().splitlines()]
     assert row["layers"] == 16
+    assert {arm: found["jax"] for arm, found in row["versions"].items()} == dict.fromkeys(
+        row["times"], jax
+    )
     assert {arm: len(times) for arm, times in row["times"].items()} == {
         "stock": 2,
         "nccl": 2,
@@ -68,6 +77,37 @@ def test_unknown_model() -> None:
     )
     assert done.returncode == 2
     assert "no model 'gpt-9'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"XLA_FLAGS": ""}, "JAX has no GPU here"),
+        ({"ONESHOT_XLA_DIR": "/"}, "Oneshot is off: ONESHOT_XLA_DIR='/'"),
+        (
+            {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            "2 devices are asked for (--devices), JAX has 1",
+        ),
+        ({"ONESHOT_SKIP": "."}, "no all-reduce was replaced, a ratio would say nothing"),
+    ],
+    ids=["gpu", "xla", "devices", "fused"],
+)
+def test_refuses_where_nothing_can_be_fused(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in emulation.environment(**variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bench, "ARMS", {name: bench.ARMS[name] for name in ("stock", "oneshot")})
+    case = bench.Case("op", 1, 1, "device", 256, "f32")
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        next(bench.run([case], 2, 1))
+
+
+def test_versions_are_told_apart() -> None:
+    case = bench.Case("op", 1, 1, "device")
+    found = {"stock": {"jax": "1", "GPU": "2 x A"}, "oneshot": {"jax": "2", "GPU": "2 x A"}}
+    row = bench.Row(case, 1, {}, {}, "", {}, found)
+    assert list(bench.notes(row)) == ["stock: jax 1, GPU 2 x A", "oneshot: jax 2, GPU 2 x A"]
 
 
 def test_profile_counts_per_gpu_and_step(tmp_path: Path) -> None:

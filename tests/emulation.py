@@ -4,15 +4,12 @@
 import os
 from pathlib import Path
 
-# On CPU XLA fuses before a pass can look at the module, and splits large sums; on GPU neither. Its
-# simplifications after layout assignment count on the fusions: on bare instructions they drop
-# copies that change a layout, and results are wrong, with Oneshot and without. Machine code that is
-# not optimized takes a third of the time to compile.
+import oneshot.emulation
+
+# Machine code that is not optimized takes a third of the time to compile.
 XLA_FLAGS = (
     "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 "
-    "--xla_disable_hlo_passes='fusion,fusion-wrapper,tree_reduction_rewriter,"
-    "simplification after layout assignment'"
+    f"--xla_backend_optimization_level=0 {oneshot.emulation.FLAGS}"
 )
 
 

@@ -39,6 +39,19 @@ def test_run_module(script: Path) -> None:
     assert done.out == [f"fused beside __main__ {script} 0 --save"]
 
 
+def test_emulate(script: Path) -> None:
+    text = script.read_text().replace("print(compiled()", "print(len(jax.devices()), compiled()")
+    # Fused with what follows, which XLA for CPU would hide.
+    text = text.replace("sys.exit(", "import oneshot; print(oneshot.status().compiled); sys.exit(")
+    script.write_text(text)
+    done = run(
+        "-m", "oneshot", "run", "--emulate", "8", script, "0", XLA_FLAGS="", JAX_PLATFORMS=""
+    )
+    assert done.code == 0, done.err
+    assert done.out[0].startswith("8 fused beside")
+    assert done.out[1] == "Counts(modules=1, fused=1, alone=0, left=0)"
+
+
 def test_off_wins(script: Path) -> None:
     done = run("-m", "oneshot", "run", script, "0", ONESHOT="0")
     assert done.code == 0, done.err
@@ -51,6 +64,7 @@ def test_off_wins(script: Path) -> None:
     ("arguments", "variables", "message"),
     [
         (["run"], {}, "a script is required"),
+        (["run", "--emulate", "0", "x.py"], {}, "--emulate: at least one device"),
         (["run", "missing.py"], {}, "no such file: missing.py"),
         (["run", "x.py"], {"ONESHOT": "maybe"}, "ONESHOT='maybe': must be one of"),
         (["run", "x.py"], {"ONESHOT_XLA_DIR": "/"}, "no liboneshot_xla_framework.so"),

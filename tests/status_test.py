@@ -77,7 +77,7 @@ def test_programs_from_the_cache(tmp_path: Path) -> None:
 
     (before,) = report.load(tmp_path / "cold")
     (module,) = report.load(tmp_path / "warm")
-    assert str(module).startswith("jit_three (Host, from JAX's cache): 1 of 3 ")
+    assert str(module).startswith("jit_three (Host, compiled before): 1 of 3 ")
     assert not module.before.exists()
     assert "oneshot_all_reduce" in module.after.read_text()
 

@@ -57,7 +57,7 @@ def test_command_line(run: Path) -> None:
     layer = run / "layer.json"
 
     def draw(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "oneshot.bench.timeline", *arguments]
+        command = [sys.executable, "-m", "oneshot", "timeline", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert not done.stderr
         return done.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `run`, `doctor`, `explain`, `report`, `bench` and `install-xla`."""
+"""The command line."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,18 @@ import sys
 from pathlib import Path
 
 import oneshot
-from oneshot import bench, config, doctor, explanation, hook, libraries, page, report, xla_wheel
+from oneshot import (
+    bench,
+    config,
+    doctor,
+    emulation,
+    explanation,
+    hook,
+    libraries,
+    page,
+    report,
+    xla_wheel,
+)
 
 
 def _fail(error: object) -> int:
@@ -22,6 +33,10 @@ def _fail(error: object) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
+        if arguments.emulate is not None:
+            if arguments.emulate < 1:
+                return _fail("--emulate: at least one device")
+            os.environ |= emulation.environment(arguments.emulate, os.environ)
         if config.switch() is None:
             os.environ["ONESHOT"] = "1"  # for processes that the program starts, too
         oneshot.enable()
@@ -92,12 +107,13 @@ def _bench(arguments: argparse.Namespace) -> int:
         for batch in arguments.batches
         for loop in arguments.loops
     ]
-    for line in bench.header():
-        print(line, flush=True)
+    profiled = arguments.profile
+    rows = bench.run(cases, arguments.devices, arguments.rounds, profiled, _progress)
     try:
-        profiled = arguments.profile
-        for row in bench.run(cases, arguments.devices, arguments.rounds, profiled, _progress):
+        for i, row in enumerate(rows):
             _progress("")
+            for text in () if i else (*bench.notes(row), "", *bench.header()):
+                print(text, flush=True)
             for text in (bench.line(row), *bench.profile_lines(row)):
                 print(text, flush=True)
             if arguments.json:
@@ -106,6 +122,23 @@ def _bench(arguments: argparse.Namespace) -> int:
     except RuntimeError as error:
         print(f"oneshot: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _timeline(arguments: argparse.Namespace) -> int:
+    from oneshot.bench import timeline
+
+    try:
+        if arguments.traces[0].is_file():
+            events = timeline.from_json(arguments.traces[0].read_text())
+        else:
+            modules = report.load(arguments.dump) if arguments.dump else ()
+            events = timeline.excerpt(timeline.load(arguments.traces, modules))
+        if arguments.json:
+            arguments.json.write_text(timeline.to_json(events))
+    except (OSError, ValueError) as error:
+        return _fail(error)
+    print("\n".join(timeline.svg(events)))
     return 0
 
 
@@ -129,6 +162,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a Python program with Oneshot on")
     run.add_argument("-m", dest="module", action="store_true", help="the program is a module")
+    run.add_argument(
+        "--emulate", type=int, metavar="N", help="on N emulated CPU devices in place of GPUs"
+    )
     run.add_argument("program", nargs=argparse.REMAINDER, help="a script and its arguments")
     run.set_defaults(function=_run)
 
@@ -169,6 +205,23 @@ def parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--json", type=Path, help="file to add every sample to")
     measure.set_defaults(function=_bench)
+
+    draw = commands.add_parser("timeline", help="draw three fused calls from a profile, as SVG")
+    draw.add_argument(
+        "traces",
+        type=Path,
+        nargs="+",
+        metavar="TRACE",
+        help="what jax.profiler.trace has written; of several processes of a machine, each one's; "
+        "or what --json has",
+    )
+    draw.add_argument(
+        "--dump", type=Path, metavar="DIR", help="what ONESHOT_DUMP_TO named: says layers on CPU"
+    )
+    draw.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the events, for ui.perfetto.dev"
+    )
+    draw.set_defaults(function=_timeline)
 
     xla = commands.add_parser("install-xla", help="fetch XLA's libraries, without TensorFlow")
     where = xla.add_mutually_exclusive_group()

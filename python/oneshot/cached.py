@@ -57,8 +57,8 @@ def watch(dump_to: Path | None) -> None:
     compilation_cache.get_executable_and_time = read_and_look
 
 
-def look(executable: Any, dump_to: Path | None) -> None:
-    """Counts, logs and dumps the all-reduces of one loaded executable."""
+def look(executable: Any, dump_to: Path | None, counted: bool = True) -> None:
+    """Counts, logs and dumps the all-reduces of one loaded executable; or only dumps them."""
     for module in executable.hlo_modules():
         # Most modules have none; text is large.
         proto = module.as_serialized_hlo_module_proto()
@@ -68,15 +68,19 @@ def look(executable: Any, dump_to: Path | None) -> None:
         sites = list(all_reduces(text))
         if not sites:
             continue
-        outcomes = [site.outcome for site in sites]
-        with _lock:
-            _counts[0] += 1
-            for i, outcome in enumerate(report.Outcome, 1):
-                _counts[i] += outcomes.count(outcome)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s, from JAX's cache: %s", module.name, report.tally(sites))
+        if counted:
+            _count([site.outcome for site in sites])
+            if logger.isEnabledFor(logging.INFO):
+                logger.info("%s, from JAX's cache: %s", module.name, report.tally(sites))
         if dump_to:
             _dump(dump_to, module.name, executable.client.platform, sites, text)
+
+
+def _count(outcomes: list[report.Outcome]) -> None:
+    with _lock:
+        _counts[0] += 1
+        for i, outcome in enumerate(report.Outcome, 1):
+            _counts[i] += outcomes.count(outcome)
 
 
 def all_reduces(text: str) -> Iterator[report.AllReduce]:

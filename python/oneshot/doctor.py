@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from oneshot import config as config_lib
 from oneshot import explanation, hook, libraries, native
 from oneshot.version import __version__
+from oneshot.versions import driver as driver_version
 
 OK = "ok"
 NOTE = "note"
@@ -26,7 +26,6 @@ PROBLEM = "PROBLEM"
 
 _OLDEST_JAX = ".".join(map(str, hook.OLDEST_JAXLIB))
 _XLA_TRANSFORM_BYTES = 40  # size of the PJRT extension, version 1
-_DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -220,10 +219,7 @@ def _gpus(facts: dict[str, Any]) -> Iterator[Check]:
     if facts["error"]:
         yield Check("GPU", PROBLEM, facts["error"], "look at nvidia-smi and at dmesg")
         return
-    kernel = re.search(
-        r"\d+\.\d+(\.\d+)?", _DRIVER_FILE.read_text() if _DRIVER_FILE.exists() else ""
-    )
-    driver = f"{kernel[0]}, " if kernel else ""
+    driver = f"{version}, " if (version := driver_version()) else ""
     version = facts["driver"]
     text = f"{driver}up to CUDA {_cuda(version)}"
     yield Check("driver", OK, text, data={"driver": version})

@@ -6,6 +6,7 @@ module, and what it makes of it is only looked at.
 """
 
 import contextlib
+import html
 import os
 import re
 import tempfile
@@ -14,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from oneshot import cached, hlo_text, libraries, native, page, report
 from oneshot import config as config_lib
-from oneshot import hlo_text, libraries, native, page, report
 
 # On CPU, XLA fuses before a pass can look at the module; on GPU, after.
 _CPU_OPTIONS = {"xla_disable_hlo_passes": "fusion,fusion-wrapper,tree_reduction_rewriter"}
@@ -41,6 +42,13 @@ class Explanation:
         self.calls = calls
         loaded = report.load(directory.name)
         self.modules = tuple(m for m in loaded if m.all_reduces or m.declined_module)
+
+    def _repr_html_(self) -> str:
+        """The page, for notebooks: in a frame, so that its style stays its own."""
+        return (
+            f'<iframe srcdoc="{html.escape(self.html())}" '
+            'style="width: 100%; height: 40rem; border: 0"></iframe>'
+        )
 
     def __iter__(self) -> Iterator[report.AllReduce]:
         return (site for module in self.modules for site in module.all_reduces)
@@ -72,23 +80,27 @@ def explain(jitted: Any, *args: Any, **kwargs: Any) -> Explanation:
     would hide from the pass what it sees on GPU.
 
     Args:
-      jitted: what `jax.jit` returns.
+      jitted: what `jax.jit` returns; or what its `lower` returns, without arguments; or what
+        `compile` has made of that, which says what is in it, but not why something was left alone.
       *args: its arguments; a `jax.ShapeDtypeStruct` will do.
       **kwargs: the same, by name.
 
     Raises:
       ExplainError: the pass can't be loaded, or does not understand the module.
+      TypeError: it is none of these.
     """
     import jax
 
     from oneshot import hook
 
-    if not hasattr(jitted, "lower"):
-        raise TypeError(f"{jitted!r} is not jitted: explain(jax.jit(f), ...)")
-    arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if isinstance(leaf, jax.Array)]
-    on = arrays[0].devices() if arrays else jax.devices()
-    on_cpu = all(device.platform == "cpu" for device in on)
-    lowered = jitted.lower(*args, **kwargs)
+    if isinstance(jitted, jax.stages.Compiled):
+        return _explain_compiled(jitted)
+    lowered = jitted
+    if not isinstance(jitted, jax.stages.Lowered):
+        if not hasattr(jitted, "lower"):
+            raise TypeError(f"{jitted!r} is not jitted: explain(jax.jit(f), ...)")
+        lowered = jitted.lower(*args, **kwargs)
+    on_cpu = _platforms(lowered) == ("cpu",)
     # No two compilations with other options share an executable. This one only filters dumps.
     options = {"xla_dump_hlo_module_re": f"oneshot-explain-{os.urandom(8).hex()}"}
     options |= _CPU_OPTIONS if on_cpu else {}
@@ -100,6 +112,21 @@ def explain(jitted: Any, *args: Any, **kwargs: Any) -> Explanation:
     if on_cpu:
         return _explain(modules, "Host")
     return _explain(modules, "CUDA", hook.kernel_compiler())
+
+
+def _platforms(lowered: Any) -> tuple[str, ...]:
+    """What it is lowered for: "cpu", "cuda"."""
+    import jax
+
+    # A private name; without it, what JAX would use by itself.
+    platforms = getattr(lowered._lowering, "_platforms", None)
+    return tuple(platforms) if platforms else (jax.default_backend(),)
+
+
+def _explain_compiled(compiled: Any) -> Explanation:
+    directory = tempfile.TemporaryDirectory(prefix="oneshot-explain-")
+    cached.look(compiled.runtime_executable(), Path(directory.name), counted=False)
+    return Explanation(directory)
 
 
 def explain_file(path: Path | str, platform: str = "CUDA") -> Explanation:

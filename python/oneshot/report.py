@@ -136,8 +136,8 @@ class Module:
       declined_module: why the module was left alone as a whole, or None.
       all_reduces: all of them, in the order of the module.
       path: the report file; `before` and `after` are beside it.
-      cached: whether JAX took it from its persistent compilation cache; then `after` is what was
-        compiled, and there is no `before`.
+      cached: whether it was read from a program that had been compiled before, as those in JAX's
+        persistent cache; then `after` is that program, and there is no `before`.
     """
 
     module: str
@@ -181,7 +181,7 @@ class Module:
 
     def origin(self, count: int) -> str:
         """Platform, and where `count` of a kind come from."""
-        cached = ", from JAX's cache" if self.cached else ""
+        cached = ", compiled before" if self.cached else ""
         return f"{self.platform}{cached}" + (f", {count} times" if count > 1 else "")
 
     def __str__(self) -> str:

@@ -141,6 +141,7 @@ class Row:
         from its autotuning.
       fused: all-reduces that Oneshot has replaced, and all of them.
       profiles: by arm, see `oneshot.bench.profile`; empty if none were asked for.
+      versions: by arm, see `oneshot.versions`.
     """
 
     case: Case
@@ -149,6 +150,7 @@ class Row:
     compile_s: dict[str, float]
     fused: str
     profiles: dict[str, dict[str, object]]
+    versions: dict[str, dict[str, str]]
 
     def median(self, arm: str) -> float:
         """Microseconds per layer."""
@@ -181,16 +183,22 @@ def run(
       A row for each case, as soon as it has been measured.
 
     Raises:
-      RuntimeError: an arm has ended, or can't run a case.
+      RuntimeError: nothing could be fused here, an arm has ended, or can't run a case.
     """
     autotuned = tempfile.mkdtemp(prefix="oneshot-bench-")
     arms = [Arm(name, devices, autotuned) for name in ARMS]
     try:
+        facts = {arm.name: arm.ask(do="facts") for arm in arms}
+        if reason := _why_meaningless(facts["oneshot"], devices):
+            raise RuntimeError(reason)
+        versions = {name: answer["versions"] for name, answer in facts.items()}
         for case in cases:
             name = f"{case.name}, batch {case.batch}, {case.loop} loop"
             progress(f"{name}: compiling")
             prepared = {arm.name: arm.ask(do="prepare", **asdict(case)) for arm in arms}
             layers = prepared["oneshot"]["layers"]
+            if prepared["oneshot"]["fused"].startswith("0 of "):
+                raise RuntimeError(f"{name}: no all-reduce was replaced, a ratio would say nothing")
             times: dict[str, list[float]] = {arm.name: [] for arm in arms}
             for i in range(rounds):
                 progress(f"{name}: round {i + 1} of {rounds}")
@@ -203,11 +211,34 @@ def run(
                 {name: answer["compile_s"] for name, answer in prepared.items()},
                 prepared["oneshot"]["fused"],
                 {arm.name: arm.ask(do="profile") for arm in arms} if profiled else {},
+                versions,
             )
     finally:
         for arm in arms:
             arm.close()
         shutil.rmtree(autotuned, ignore_errors=True)
+
+
+def _why_meaningless(facts: dict[str, Any], devices: int) -> str | None:
+    """Why a ratio would say nothing, from what the arm with Oneshot has said."""
+    emulated = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if facts["platform"] == "cpu" and not emulated:
+        return "JAX has no GPU here: there is nothing to compare; see `python -m oneshot doctor`"
+    if not facts["enabled"]:
+        return f"nothing would be fused, Oneshot is off: {facts['why_not']}"
+    if facts["devices"] < devices:
+        return f"{devices} devices are asked for (--devices), JAX has {facts['devices']}"
+    return None
+
+
+def notes(row: Row) -> Iterator[str]:
+    """What the arms ran with, each combination once."""
+    arms: dict[str, list[str]] = {}
+    for arm, found in row.versions.items():
+        text = ", ".join(f"{name} {version}" for name, version in found.items())
+        arms.setdefault(text + ("" if "GPU" in found else ", emulated on CPU"), []).append(arm)
+    for text, names in arms.items():
+        yield f"{'all arms' if len(arms) == 1 else ', '.join(names)}: {text}"
 
 
 def header() -> Iterator[str]:

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of some consecutive fused calls, and of what runs between them, from a profile.
 
-python -m oneshot.bench.timeline TRACE... [--dump DIR] [--json layer.json] >timeline.svg
-
-TRACE is the directory that `jax.profiler.trace` has written, or a file that --json has; of several
-processes of a machine, give each one's directory. DIR is what ONESHOT_DUMP_TO named: it says the
-layers where the profile does not, as on CPU.
+`python -m oneshot timeline` writes it.
 """
 
-import argparse
 import bisect
 import dataclasses
 import json
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -259,27 +253,3 @@ def _axis(scale: float, end: float) -> Iterator[str]:
         x = LEFT + i * step * scale
         yield f'<text x="{x:.1f}" y="22" text-anchor="middle" fill="#7b8794">{i * step}</text>'
     yield f'<text x="{LEFT - 24}" y="22" text-anchor="end" fill="#7b8794">us</text>'
-
-
-def main() -> None:
-    """Writes the picture to stdout."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("traces", type=Path, nargs="+", metavar="trace")
-    parser.add_argument("--dump", type=Path, help="what ONESHOT_DUMP_TO named")
-    parser.add_argument("--json", type=Path, help="file for the events of the picture")
-    arguments = parser.parse_args()
-    try:
-        if arguments.traces[0].is_file():
-            events = from_json(arguments.traces[0].read_text())
-        else:
-            modules = report.load(arguments.dump) if arguments.dump else ()
-            events = excerpt(load(arguments.traces, modules))
-    except (OSError, ValueError) as error:
-        sys.exit(f"oneshot: {error}")
-    if arguments.json:
-        arguments.json.write_text(to_json(events))
-    print("\n".join(svg(events)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one arm. Reads requests from stdin, one JSON object a line, and answers likewise.
 
+facts: says what it runs with.
 prepare: compiles the program of a case and runs it once.
 sample: measures it once.
 profile: runs it once under JAX's profiler.
@@ -22,7 +23,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from oneshot import bench
+import oneshot
+from oneshot import bench, versions
 from oneshot.bench import models, profile
 
 STEPS = 64
@@ -174,20 +176,37 @@ def op(mesh: Mesh, batch: int, loop: str, hidden: int, dtype: str) -> Program:
     return Program(OPS, blocks, gain, (x, h), loop)
 
 
+def facts() -> dict[str, object]:
+    """Versions, devices, and whether Oneshot is on."""
+    platform = jax.default_backend()  # lets Oneshot look what there is
+    status = oneshot.status()
+    off = status.platforms.get({"gpu": "cuda"}.get(platform, platform))
+    return {
+        "versions": versions.facts(),
+        "platform": platform,
+        "devices": jax.device_count(),
+        "enabled": status.enabled,
+        "why_not": status.reason or off or "JAX has no CUDA plugin that Oneshot knows",
+    }
+
+
 def main() -> None:
     """Answers requests until stdin ends."""
-    mesh = Mesh(np.array(jax.devices()[: int(sys.argv[1])]), ("tp",))
+    mesh = None
     program = None
     for line in sys.stdin:
         request = json.loads(line)
         do = request.pop("do")
         try:
-            if do == "sample":
+            if do == "facts":
+                answer = facts()
+            elif do == "sample":
                 answer = {"us": program.sample()}
             elif do == "profile":
                 answer = program.profile()
             else:
                 program = None  # frees its memory first
+                mesh = mesh or Mesh(np.array(jax.devices()[: int(sys.argv[1])]), ("tp",))
                 case = bench.Case(**request)
                 if case.model == "op":
                     program = op(mesh, case.batch, case.loop, case.hidden, case.dtype)
