@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-.PHONY: setup build install lint format test demo gpu clean
+.PHONY: setup nvcc build install lint format test demo gpu clean
 
 BAZEL ?= bazel
 SITE = bazel-bin/python/site
@@ -10,7 +10,11 @@ CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.c
 setup:
 	@bazel/setup.sh
 
-build: setup
+# What GPU tests and benchmarks are compiled with, beyond that.
+nvcc:
+	@bazel/setup.sh nvcc
+
+build: nvcc
 	@$(BAZEL) build //...
 
 # Puts the package into .venv: then `ONESHOT=1 .venv/bin/python program.py`.
@@ -32,7 +36,7 @@ format: setup
 	@.venv/bin/clang-format -i $(CXX_FILES)
 
 # Everything that needs no GPU.
-test: lint
+test: lint nvcc
 	@bazel/test.sh $(BAZEL)
 
 # An unmodified decode model on eight emulated devices, without and with Oneshot.

@@ -1,40 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""@cuda, and a rule that compiles CUDA sources with nvcc.
+"""What there is of CUDA, and a rule that compiles CUDA sources with nvcc.
 
-nvcc is looked for on PATH, in CUDA_HOME and among NVIDIA's wheels, which
-`make setup` installs when there is no other that is new enough.
+The product needs @cuda_driver alone, which is a header. @nvrtc is for tests.
+@cuda is for tests and benchmarks on GPUs: its nvcc is looked for on PATH, in
+CUDA_HOME and among NVIDIA's wheels, which bazel/setup.sh installs when there is
+no other that is new enough.
 """
 
 load(":workspace.bzl", "workspace_path")
+
+_DRIVER_BUILD = """
+cc_library(
+    name = "headers",
+    hdrs = ["include/cuda.h"],
+    includes = ["include"],
+    visibility = ["//visibility:public"],
+)
+"""
+
+def _cuda_driver_repository_impl(repository_ctx):
+    repository_ctx.symlink(
+        workspace_path(repository_ctx, ".deps/cuda_driver/nvidia/cu13/include/cuda.h"),
+        "include/cuda.h",
+    )
+    repository_ctx.file("BUILD", _DRIVER_BUILD)
+
+cuda_driver_repository = repository_rule(
+    implementation = _cuda_driver_repository_impl,
+    configure = True,
+    local = True,
+)
+
+# The run-time compiler, for tests: the product loads that of JAX.
+_NVRTC_BUILD = """
+package(default_visibility = ["//visibility:public"])
+
+[filegroup(
+    name = version,
+    srcs = glob([version + "/libnvrtc*"]),
+) for version in [
+    "newest",
+    "oldest",
+]]
+"""
+
+def _nvrtc_repository_impl(repository_ctx):
+    for version, path in [
+        ("newest", ".deps/nvrtc/nvidia/cu13/lib"),
+        ("oldest", ".deps/nvrtc_oldest/nvidia/cuda_nvrtc/lib"),
+    ]:
+        repository_ctx.symlink(workspace_path(repository_ctx, path), version)
+    repository_ctx.file("BUILD", _NVRTC_BUILD)
+
+nvrtc_repository = repository_rule(
+    implementation = _nvrtc_repository_impl,
+    configure = True,
+    local = True,
+)
 
 _BUILD = """
 package(default_visibility = ["//visibility:public"])
 
 exports_files(["nvcc"])
 
+# The run-time library is linked statically: it needs nothing but the driver.
 cc_library(
-    name = "headers",
+    name = "cudart",
+    srcs = ["lib/libcudart_static.a"],
     hdrs = glob([
         "include/*.h",
         "include/*.hpp",
         "include/crt/**",
     ]),
     includes = ["include"],
-)
-
-# The run-time library is linked statically: it needs nothing but the driver,
-# and stays apart from the one that XLA has loaded.
-cc_library(
-    name = "cudart",
-    srcs = ["lib/libcudart_static.a"],
     linkopts = ["-ldl", "-lpthread", "-lrt"],
-    deps = [":headers"],
-)
-
-# The run-time compiler, for tests: the product loads that of JAX.
-filegroup(
-    name = "nvrtc",
-    srcs = glob(["nvrtc/libnvrtc*"]),
 )
 """
 
@@ -69,10 +108,6 @@ def _cuda_repository_impl(repository_ctx):
         if library.exists:
             repository_ctx.symlink(library, "lib/libcudart_static.a")
             break
-    repository_ctx.symlink(
-        workspace_path(repository_ctx, ".deps/nvrtc/nvidia/cu13/lib"),
-        "nvrtc",
-    )
     repository_ctx.file(
         "nvcc",
         "#!/bin/sh\nexec '%s/bin/nvcc' \"$@\"\n" % root,

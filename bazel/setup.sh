@@ -3,6 +3,7 @@
 #
 # Installs what a new machine lacks, into .venv and .deps. Does nothing where
 # everything is in place. Says in one line what is missing if it cannot go on.
+# Only `setup.sh nvcc` sees to nvcc, which GPU tests and benchmarks need alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source bazel/versions.sh
@@ -122,9 +123,9 @@ cuda() {
   fetch_into .deps/cuda "${CUDA_PACKAGES[@]}"
 }
 
-nvrtc() {
-  say "fetching $NVRTC_PACKAGE"
-  fetch_into .deps/nvrtc "$NVRTC_PACKAGE"
+nvidia() { # FOLDER PACKAGE
+  say "fetching $2"
+  fetch_into "$@"
 }
 
 [[ $(uname -sm) == "Linux x86_64" ]] || stop "needs Linux on x86-64, this is $(uname -sm)"
@@ -139,6 +140,8 @@ step .deps/xla "$XLA_PACKAGE, renamed" xla
 step .deps/xla_gpu "${XLA_GPU_PACKAGES[*]}" xla_gpu .deps/xla_gpu "${XLA_GPU_PACKAGES[@]}"
 step .deps/newest_xla_gpu "${NEWEST_XLA_GPU_PACKAGES[*]}" \
   xla_gpu .deps/newest_xla_gpu "${NEWEST_XLA_GPU_PACKAGES[@]}"
-usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
+step .deps/cuda_driver "$CUDA_DRIVER_PACKAGE" nvidia .deps/cuda_driver "$CUDA_DRIVER_PACKAGE"
+step .deps/nvrtc "$NVRTC_PACKAGE" nvidia .deps/nvrtc "$NVRTC_PACKAGE"
+step .deps/nvrtc_oldest "$OLDEST_NVRTC_PACKAGE" nvidia .deps/nvrtc_oldest "$OLDEST_NVRTC_PACKAGE"
+[[ ${1:-} != nvcc ]] || usable_nvcc nvcc || usable_nvcc "${CUDA_HOME:-}/bin/nvcc" ||
   step .deps/cuda "${CUDA_PACKAGES[*]}" cuda
-step .deps/nvrtc "$NVRTC_PACKAGE" nvrtc

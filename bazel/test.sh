@@ -8,6 +8,11 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bazel=${1:-bazel}
 
+if [[ -n $("$bazel" query 'filter("^@cuda//", deps(//:wheel))' 2>/dev/null) ]]; then
+  echo "//:wheel needs nvcc, which only GPU tests may" >&2
+  exit 1
+fi
+
 reports=$(mktemp)
 trap 'rm -f "$reports"' EXIT
 failed=0

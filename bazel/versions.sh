@@ -38,7 +38,10 @@ XLA_GPU_PACKAGES=(jax-cuda13-pjrt==0.11.2 jax-cuda13-plugin==0.11.2)
 # And that of the newest jax, into .deps/newest_xla_gpu.
 NEWEST_XLA_GPU_PACKAGES=(jax-cuda13-pjrt==0.12.0.1 jax-cuda13-plugin==0.12.0.1)
 
-# nvcc, for machines that have none: unpacked into .deps/cuda.
+# cuda.h, which is all of CUDA that the product is built with: unpacked into .deps/cuda_driver.
+CUDA_DRIVER_PACKAGE=nvidia-cuda-runtime==13.0.96
+
+# nvcc for GPU tests, for machines that have none: unpacked into .deps/cuda.
 CUDA_PACKAGES=(
   nvidia-cuda-nvcc==13.0.88
   nvidia-cuda-crt==13.0.88
@@ -47,8 +50,9 @@ CUDA_PACKAGES=(
   nvidia-cuda-cccl==13.0.85
 )
 
-# The run-time compiler, to test what it is given: unpacked into .deps/nvrtc.
+# The run-time compiler, to test what it is given: unpacked into .deps/nvrtc and .deps/nvrtc_oldest.
 NVRTC_PACKAGE=nvidia-cuda-nvrtc==13.0.88
+OLDEST_NVRTC_PACKAGE=nvidia-cuda-nvrtc-cu12==12.4.127
 
 # Debian 12.
 DEBIAN_PACKAGES=(

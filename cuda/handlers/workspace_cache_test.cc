@@ -75,7 +75,7 @@ class WorkspaceCacheTest : public testing::Test {
   // Without fake_cuda::Reset after a test: the cache keeps what it has.
   WorkspaceCacheTest() {
     EXPECT_TRUE(DynamicLibrary::Open("cuda/handlers/libnccl.so.2"));
-    SetNvrtcPath("external/cuda/nvrtc");
+    SetNvrtcPath("external/nvrtc/newest");
   }
 };
 

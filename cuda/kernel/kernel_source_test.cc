@@ -18,11 +18,8 @@ namespace {
 
 constexpr int kAnyDriver = 0;
 
-// Of the version that is tested, if the environment names none.
-std::string NvrtcPath() {
-  const char* path = std::getenv("ONESHOT_TEST_NVRTC");
-  return path != nullptr ? path : "external/cuda/nvrtc";
-}
+// The version that is tested.
+std::string NvrtcPath() { return std::getenv("ONESHOT_TEST_NVRTC"); }
 
 EpilogueProgram Parse(const std::string& text) {
   EpilogueProgram program;

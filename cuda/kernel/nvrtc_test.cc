@@ -60,14 +60,14 @@ TEST(ChooseTargetTest, DevicesThatAreTooOld) {
 
 class NvrtcTest : public testing::Test {
  protected:
-  NvrtcTest() { SetNvrtcPath("external/cuda/nvrtc"); }
+  NvrtcTest() { SetNvrtcPath("external/nvrtc/newest"); }
 };
 
 TEST_F(NvrtcTest, IsFoundWhereThePathSays) {
   std::string file, error;
   int version = 0;
   ASSERT_TRUE(FindNvrtc(13000, &file, &version, &error)) << error;
-  EXPECT_THAT(file, HasSubstr("external/cuda/nvrtc/libnvrtc.so.13"));
+  EXPECT_THAT(file, HasSubstr("external/nvrtc/newest/libnvrtc.so.13"));
   EXPECT_EQ(version / 1000, 13);
 }
 

@@ -174,7 +174,7 @@ TEST(FindOrCompileKernelTest, AShapeThatDoesNotFit) {
 }
 
 TEST(FindOrCompileKernelTest, CompilesForReal) {
-  SetNvrtcPath("external/cuda/nvrtc");
+  SetNvrtcPath("external/nvrtc/newest");
   fake_cuda::Reset();
   const DeviceGuard guard(0);
   std::string error;
@@ -187,7 +187,7 @@ TEST(FindOrCompileKernelTest, CompilesForReal) {
 }
 
 TEST(FindOrCompileKernelTest, TheDriverRefusesTheCode) {
-  SetNvrtcPath("external/cuda/nvrtc");
+  SetNvrtcPath("external/nvrtc/newest");
   fake_cuda::Reset();
   fake_cuda::Fail("cuLibraryLoadData", 0, CUDA_ERROR_OUT_OF_MEMORY);
   const DeviceGuard guard(0);
@@ -198,7 +198,7 @@ TEST(FindOrCompileKernelTest, TheDriverRefusesTheCode) {
 }
 
 TEST(FindOrCompileKernelTest, NoSuchArchitecture) {
-  SetNvrtcPath("external/cuda/nvrtc");
+  SetNvrtcPath("external/nvrtc/newest");
   DeviceTraits ancient = kDevice;
   ancient.compute_capability = 10;
   std::string error;

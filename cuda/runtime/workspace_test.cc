@@ -66,7 +66,7 @@ class WorkspaceTest : public testing::Test {
  protected:
   WorkspaceTest() {
     fake_cuda::Reset();
-    SetNvrtcPath("external/cuda/nvrtc");
+    SetNvrtcPath("external/nvrtc/newest");
   }
   ~WorkspaceTest() override { fake_cuda::Reset(); }
 };
