@@ -23,12 +23,13 @@ HloInstruction* InputOf(HloInstruction* all_reduce, int64_t operand,
 }  // namespace
 
 EpilogueMatch MatchEpilogue(HloInstruction* all_reduce, HloInstruction* sum,
-                            int64_t operand, const MayAbsorb& may_absorb) {
+                            int64_t operand, const InstructionOrder& order,
+                            const MayAbsorb& may_absorb) {
   EpilogueMatch match;
   match.all_reduce = all_reduce;
   match.sum = sum;
   match.input = InputOf(all_reduce, operand, may_absorb);
-  const Region region(sum, *ToDType(match.input->shape().element_type()),
+  const Region region(sum, *ToDType(match.input->shape().element_type()), order,
                       may_absorb);
   const ProgramBuilder built = region.Build();
   match.program = built.program();

@@ -13,6 +13,7 @@
 #include "cuda/program/epilogue_program.h"
 #include "xla/hlo/ir/hlo_instruction.h"
 #include "xla_plugin/match/hlo_values.h"
+#include "xla_plugin/match/instruction_order.h"
 #include "xla_plugin/match/outside_values.h"
 #include "xla_plugin/match/region.h"
 
@@ -36,9 +37,10 @@ struct EpilogueMatch {
 
 // Matches the longest epilogue of `sum`, number `operand` of those of
 // `all_reduce`, that can be replaced without changing any value that other
-// instructions read.
+// instructions read. `order` is that of the computation.
 EpilogueMatch MatchEpilogue(xla::HloInstruction* all_reduce,
                             xla::HloInstruction* sum, int64_t operand,
+                            const InstructionOrder& order,
                             const MayAbsorb& may_absorb);
 
 }  // namespace oneshot

@@ -52,8 +52,9 @@ ENTRY e {
   for (xla::HloInstruction* hlo :
        (*module)->entry_computation()->instructions()) {
     if (hlo->opcode() != xla::HloOpcode::kAllReduce) continue;
-    const EpilogueMatch match = MatchEpilogue(
-        hlo, hlo, 0, [](const xla::HloInstruction*) { return true; });
+    const EpilogueMatch match =
+        MatchEpilogue(hlo, hlo, 0, InstructionOrder(hlo->parent()),
+                      [](const xla::HloInstruction*) { return true; });
     Matched matched = {ToText(match.program), {}};
     for (const xla::HloInstruction* operand : match.operands) {
       matched.operands.emplace_back(operand->name());

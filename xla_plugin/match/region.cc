@@ -23,33 +23,19 @@ using ::xla::HloOpcode;
 using ::xla::ShapeUtil;
 using InstructionSet = absl::flat_hash_set<const HloInstruction*>;
 
-// Everything that depends on `source`: an operand of the custom-call must not.
-InstructionSet Dependents(HloInstruction* source) {
-  InstructionSet dependents = {source};
-  std::vector<HloInstruction*> stack = {source};
-  while (!stack.empty()) {
-    const HloInstruction* top = stack.back();
-    stack.pop_back();
-    const auto visit = [&](HloInstruction* next) {
-      if (dependents.insert(next).second) stack.push_back(next);
-    };
-    absl::c_for_each(top->users(), visit);
-    absl::c_for_each(top->control_successors(), visit);
-  }
-  return dependents;
-}
+// Far beyond what a program holds.
+constexpr size_t kMostNodes = 4 * kMaxInstructions;
 
 }  // namespace
 
-Region::Region(HloInstruction* sum, DType x, const MayAbsorb& may_absorb)
+Region::Region(HloInstruction* sum, DType x, const InstructionOrder& order,
+               const MayAbsorb& may_absorb)
     : sum_(sum),
       x_(x),
       may_absorb_(may_absorb),
-      dependents_(Dependents(sum)),
+      instructions_(order),
+      dependents_(sum, order),
       elements_(Elements(sum)) {
-  for (HloInstruction* hlo : sum->parent()->MakeInstructionPostOrder()) {
-    if (hlo != sum && dependents_.contains(hlo)) followers_.push_back(hlo);
-  }
   hidden_ = FindRowLength();
   Grow();
   TrimEdge();
@@ -69,15 +55,15 @@ void Region::Add(Node node) {
 }
 
 // Looks ahead, through whatever could be taken in if the rows were known.
-int64_t Region::FindRowLength() const {
-  InstructionSet seen = {sum_};
+int64_t Region::FindRowLength() {
+  // Some of that will not be nodes.
+  constexpr size_t kMostAhead = 4 * kMostNodes;
   std::optional<int64_t> vector_length, repeats;
-  for (const HloInstruction* hlo : followers_) {
-    if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
-          return seen.contains(operand);
-        })) {
-      continue;
-    }
+  Readers readers(instructions_);
+  readers.Take(sum_);
+  size_t ahead = 0;
+  while (HloInstruction* hlo = readers.Next()) {
+    dependents_.Insert(hlo);
     if (ReductionOperation(hlo).has_value()) {
       const std::optional<int64_t> row = ReducedRow(hlo);
       if (row.has_value() && elements_ % *row == 0) return *row;
@@ -88,11 +74,15 @@ int64_t Region::FindRowLength() const {
           hlo->opcode() == HloOpcode::kConvert)) {
       continue;
     }
-    seen.insert(hlo);
-    for (HloInstruction* operand : hlo->operands()) {
-      if (dependents_.contains(operand)) continue;
+    if (++ahead == kMostAhead) break;
+    readers.Take(hlo);
+    for (HloInstruction* operand : hlo->mutable_operands()) {
       const HloInstruction* inner = StripExact(operand);
       const BroadcastKind kind = ClassifyBroadcast(inner);
+      if (kind != BroadcastKind::kColumn && kind != BroadcastKind::kRows) {
+        continue;
+      }
+      if (dependents_.Contains(operand)) continue;
       if (kind == BroadcastKind::kColumn && !vector_length.has_value()) {
         vector_length = Elements(inner->operand(0));
       } else if (kind == BroadcastKind::kRows && !repeats.has_value() &&
@@ -105,7 +95,7 @@ int64_t Region::FindRowLength() const {
 }
 
 std::optional<Source> Region::Resolve(HloInstruction* operand, int64_t elements,
-                                      std::string* why) const {
+                                      std::string* why) {
   if (Contains(operand)) {
     if (!IsFloat(operand) && !IsPredicate(operand)) {
       *why = absl::StrCat("operand ", operand->name(), " is a result only");
@@ -115,7 +105,7 @@ std::optional<Source> Region::Resolve(HloInstruction* operand, int64_t elements,
     *why = absl::StrCat("operand ", operand->name(), " has another size");
     return std::nullopt;
   }
-  if (dependents_.contains(operand)) {
+  if (dependents_.Contains(operand)) {
     *why = absl::StrCat("operand ", operand->name(),
                         " depends on the all-reduce and was not taken in");
     return std::nullopt;
@@ -136,8 +126,7 @@ Extent Region::ExtentOf(const Source& source) const {
 }
 
 // How `hlo`, one of whose operands is a node, becomes a node.
-std::optional<Node> Region::Absorb(HloInstruction* hlo,
-                                   std::string* why) const {
+std::optional<Node> Region::Absorb(HloInstruction* hlo, std::string* why) {
   if (!may_absorb_(hlo)) {
     *why = "has proto fields that this build does not know";
     return std::nullopt;
@@ -213,7 +202,7 @@ std::optional<Node> Region::AbsorbReduction(HloInstruction* hlo,
 }
 
 std::optional<Node> Region::AbsorbElementwise(HloInstruction* hlo,
-                                              std::string* why) const {
+                                              std::string* why) {
   Node node{hlo};
   if (IsFloat(hlo)) node.round = *ToDType(hlo->shape().element_type());
   const int64_t elements = Elements(hlo);
@@ -259,18 +248,15 @@ void Region::Grow() {
   Node sum{sum_};
   sum.round = *ToDType(sum_->shape().element_type());
   Add(std::move(sum));
-  // Far beyond what a program holds.
-  constexpr size_t kMost = 4 * kMaxInstructions;
-  for (HloInstruction* hlo : followers_) {
-    if (size_ == kMost) break;
-    if (!absl::c_any_of(hlo->operands(), [&](const HloInstruction* operand) {
-          return Contains(operand);
-        })) {
-      continue;
-    }
+  Readers readers(instructions_);
+  readers.Take(sum_);
+  while (HloInstruction* hlo = readers.Next()) {
+    if (size_ == kMostNodes) break;
+    dependents_.Insert(hlo);
     std::string why;
     if (std::optional<Node> node = Absorb(hlo, &why)) {
       Add(*std::move(node));
+      readers.Take(hlo);
     } else {
       reasons_[hlo] = std::move(why);
     }

@@ -24,10 +24,10 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "cuda/program/epilogue_program.h"
 #include "xla/hlo/ir/hlo_instruction.h"
 #include "xla_plugin/match/hlo_values.h"
+#include "xla_plugin/match/instruction_order.h"
 #include "xla_plugin/match/outside_values.h"
 #include "xla_plugin/match/program_builder.h"
 
@@ -41,8 +41,10 @@ struct Stop {
 
 class Region {
  public:
-  // The largest region of `sum`, whose ranks send elements of type `x`.
-  Region(xla::HloInstruction* sum, DType x, const MayAbsorb& may_absorb);
+  // The largest region of `sum`, whose ranks send elements of type `x`. `order`
+  // is that of its computation.
+  Region(xla::HloInstruction* sum, DType x, const InstructionOrder& order,
+         const MayAbsorb& may_absorb);
 
   int64_t rows() const { return elements_ / hidden_; }
   int64_t hidden() const { return hidden_; }
@@ -69,15 +71,15 @@ class Region {
   }
   void Add(Node node);
 
-  int64_t FindRowLength() const;
+  int64_t FindRowLength();
   void Grow();
-  std::optional<Node> Absorb(xla::HloInstruction* hlo, std::string* why) const;
+  std::optional<Node> Absorb(xla::HloInstruction* hlo, std::string* why);
   std::optional<Node> AbsorbReduction(xla::HloInstruction* hlo,
                                       std::string* why) const;
   std::optional<Node> AbsorbElementwise(xla::HloInstruction* hlo,
-                                        std::string* why) const;
+                                        std::string* why);
   std::optional<Source> Resolve(xla::HloInstruction* operand, int64_t elements,
-                                std::string* why) const;
+                                std::string* why);
   OutsideValues Outside() const {
     return OutsideValues(elements_, hidden_, may_absorb_);
   }
@@ -98,11 +100,11 @@ class Region {
   xla::HloInstruction* const sum_;
   const DType x_;
   const MayAbsorb& may_absorb_;
-  const absl::flat_hash_set<const xla::HloInstruction*> dependents_;
+  const InstructionOrder& instructions_;
+  Dependents dependents_;
   const int64_t elements_;
   int64_t hidden_ = 1;
   bool with_producers_ = true;
-  std::vector<xla::HloInstruction*> followers_;  // operands before users
   // Of the nodes, operands before users. The region is the first `size_`.
   std::vector<xla::HloInstruction*> order_;
   size_t size_ = 0;

@@ -60,6 +60,7 @@ struct Candidate {
 // Whether all sums of an all-reduce can be replaced, and whether that pays.
 // Says in `site` how large it is, as far as that is known.
 std::variant<Candidate, Decline> FindCandidate(HloInstruction* hlo,
+                                               const InstructionOrder& order,
                                                const MayAbsorb& may_absorb,
                                                SiteReport& site) {
   auto found = SumsOf(hlo, may_absorb);
@@ -68,7 +69,8 @@ std::variant<Candidate, Decline> FindCandidate(HloInstruction* hlo,
   const AllReduceSums& sums = candidate.sums;
   site.group_size = sums.ranks();
   for (size_t i = 0; i < sums.sums.size(); ++i) {
-    EpilogueMatch match = MatchEpilogue(hlo, sums.sums[i], i, may_absorb);
+    EpilogueMatch match =
+        MatchEpilogue(hlo, sums.sums[i], i, order, may_absorb);
     if (match.results.empty()) return Decline{"nothing reads it"};
     site.bytes = BytesOf(match);
     if (auto why = WhyNotProfitable(match, sums.ranks())) {
@@ -136,7 +138,8 @@ void AllReduceEpilogueFusion::CompileAhead(
   absl::btree_set<std::tuple<std::string, int64_t, int64_t, int64_t>> kernels;
   for (HloInstruction* hlo : all_reduces) {
     SiteReport unused;
-    const auto found = FindCandidate(hlo, may_absorb_, unused);
+    const auto found =
+        FindCandidate(hlo, orders_.at(hlo->parent()), may_absorb_, unused);
     const auto* candidate = std::get_if<Candidate>(&found);
     if (candidate == nullptr) continue;
     for (const EpilogueMatch& match : candidate->matches) {
@@ -167,7 +170,8 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     report_.all_reduces.push_back(site);
     return absl::OkStatus();
   };
-  const auto found = FindCandidate(hlo, may_absorb_, site);
+  InstructionOrder& order = orders_.at(hlo->parent());
+  const auto found = FindCandidate(hlo, order, may_absorb_, site);
   if (const auto* why = std::get_if<Decline>(&found)) {
     return declined(why->reason);
   }
@@ -187,7 +191,8 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     // A match does not outlive the replacement of another, which may be among
     // its operands.
     const EpilogueMatch match =
-        i == 0 ? matches[0] : MatchEpilogue(hlo, sums.sums[i], i, may_absorb_);
+        i == 0 ? matches[0]
+               : MatchEpilogue(hlo, sums.sums[i], i, order, may_absorb_);
     SiteReport fused = site;
     fused.shape = ShapeUtil::HumanString(sums.sums[i]->shape());
     fused.bytes = BytesOf(match);
@@ -201,6 +206,7 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     }
     TF_ASSIGN_OR_RETURN(HloInstruction * call,
                         ReplaceByCall(match, sums, platform_));
+    order.Add(call);
     fused.custom_call = std::string(call->name());
     report_.all_reduces.push_back(std::move(fused));
   }
@@ -216,14 +222,20 @@ absl::StatusOr<bool> AllReduceEpilogueFusion::RunImpl(
   // The rewrite removes instructions, but never another all-reduce: one ends
   // where the next begins.
   std::vector<HloInstruction*> all_reduces;
+  orders_.clear();
   for (HloComputation* computation : module->computations(execution_threads)) {
+    const size_t before = all_reduces.size();
     absl::c_copy_if(computation->MakeInstructionPostOrder(),
                     std::back_inserter(all_reduces), IsReductionOverRanks);
+    if (all_reduces.size() > before) {
+      orders_.emplace(computation, InstructionOrder(computation));
+    }
   }
   if (compile_kernel_ != nullptr) CompileAhead(all_reduces);
   for (HloInstruction* all_reduce : all_reduces) {
     TF_RETURN_IF_ERROR(Visit(all_reduce));
   }
+  orders_.clear();
   const bool changed = report_.fired() > 0;
   if (changed && platform_ == Platform::kHost) {
     TF_RETURN_IF_ERROR(AddCopies(module, execution_threads));

@@ -10,12 +10,15 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "xla/hlo/ir/hlo_computation.h"
 #include "xla/hlo/ir/hlo_module.h"
 #include "xla/hlo/pass/hlo_pass_interface.h"
 #include "xla_plugin/match/hlo_values.h"
+#include "xla_plugin/match/instruction_order.h"
 #include "xla_plugin/pass/custom_call.h"
 #include "xla_plugin/pass/report.h"
 
@@ -69,6 +72,8 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
   const Platform platform_;
   const MayAbsorb may_absorb_;
   const CompileKernel compile_kernel_;
+  // During a run, of the computations with all-reduces.
+  absl::flat_hash_map<const xla::HloComputation*, InstructionOrder> orders_;
   ModuleReport report_;
 };
 

@@ -5,12 +5,15 @@
 #include <vector>
 
 #include "absl/algorithm/container.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "xla/hlo/ir/hlo_casting_utils.h"
 #include "xla/hlo/ir/hlo_computation.h"
 #include "xla/hlo/ir/hlo_instructions.h"
 #include "xla/service/collective_ops_utils.h"
 #include "xla/shape_util.h"
 #include "xla_plugin/match/all_reduce_sums.h"
+#include "xla_plugin/match/instruction_order.h"
 
 namespace oneshot {
 namespace {
@@ -52,20 +55,10 @@ bool SameButForOperand(const HloAllReduceInstruction* a,
          a->use_global_device_ids() == b->use_global_device_ids();
 }
 
-bool DependsOn(const HloInstruction* hlo, const HloInstruction* source) {
-  std::vector<const HloInstruction*> stack = {hlo};
-  absl::flat_hash_set<const HloInstruction*> seen = {hlo};
-  while (!stack.empty()) {
-    const HloInstruction* top = stack.back();
-    stack.pop_back();
-    if (top == source) return true;
-    const auto visit = [&](const HloInstruction* next) {
-      if (seen.insert(next).second) stack.push_back(next);
-    };
-    absl::c_for_each(top->operands(), visit);
-    absl::c_for_each(top->control_predecessors(), visit);
-  }
-  return false;
+// `source` does not come after `hlo`.
+bool DependsOn(const HloInstruction* hlo, const HloInstruction* source,
+               const InstructionOrder& order) {
+  return Dependents(source, order).Contains(hlo);
 }
 
 // The two all-reduces that `add` brings together, and what else is added.
@@ -100,14 +93,19 @@ bool FindMatch(HloInstruction* add, const MayAbsorb& may_absorb, Match* match) {
   return false;
 }
 
-absl::StatusOr<bool> Reassociate(HloInstruction* add,
-                                 const MayAbsorb& may_absorb) {
+using Removed = absl::flat_hash_set<const HloInstruction*>;
+
+// Returns what has taken the place of `add`, or null.
+absl::StatusOr<HloInstruction*> Reassociate(HloInstruction* add,
+                                            InstructionOrder& order,
+                                            Removed& removed,
+                                            const MayAbsorb& may_absorb) {
   Match match;
   if (!IsAdd(add) || !may_absorb(add) || !FindMatch(add, may_absorb, &match) ||
       !SameButForOperand(match.first, match.second) ||
-      DependsOn(match.first->operand(0), match.second) ||
-      DependsOn(match.second->operand(0), match.first)) {
-    return false;
+      DependsOn(match.first->operand(0), match.second, order) ||
+      DependsOn(match.second->operand(0), match.first, order)) {
+    return nullptr;
   }
   xla::HloComputation* computation = add->parent();
   HloInstruction* local =
@@ -124,16 +122,38 @@ absl::StatusOr<bool> Reassociate(HloInstruction* add,
     replacement->set_metadata(add->metadata());
   }
   TF_RETURN_IF_ERROR(add->ReplaceAllUsesWith(replacement));
-  TF_RETURN_IF_ERROR(computation->RemoveInstructionAndUnusedOperands(add));
   // To XLA an all-reduce with a channel may be a side effect, which stays.
+  const auto note = [&](HloInstruction* gone) { removed.insert(gone); };
   for (HloInstruction* dead :
-       std::vector<HloInstruction*>{match.first, match.second}) {
-    if (absl::c_linear_search(computation->instructions(), dead) &&
-        dead->user_count() == 0) {
-      TF_RETURN_IF_ERROR(computation->RemoveInstructionAndUnusedOperands(dead));
+       std::vector<HloInstruction*>{add, match.first, match.second}) {
+    if (!removed.contains(dead) && dead->user_count() == 0) {
+      TF_RETURN_IF_ERROR(computation->RemoveInstructionAndUnusedOperands(
+          dead, absl::FunctionRef<void(HloInstruction*)>(note)));
     }
   }
-  return true;
+  order.Add(replacement);
+  return replacement;
+}
+
+absl::StatusOr<bool> ReassociateAll(xla::HloComputation* computation,
+                                    const MayAbsorb& may_absorb) {
+  const auto instructions = computation->MakeInstructionPostOrder();
+  if (absl::c_none_of(instructions, [](const HloInstruction* hlo) {
+        return hlo->opcode() == HloOpcode::kAllReduce;
+      })) {
+    return false;
+  }
+  InstructionOrder order(computation);
+  Removed removed;
+  bool changed = false;
+  for (HloInstruction* hlo : instructions) {
+    // Three sums become two, then one.
+    while (hlo != nullptr && !removed.contains(hlo)) {
+      TF_ASSIGN_OR_RETURN(hlo, Reassociate(hlo, order, removed, may_absorb));
+      changed |= hlo != nullptr;
+    }
+  }
+  return changed;
 }
 
 }  // namespace
@@ -144,14 +164,9 @@ absl::StatusOr<bool> AllReduceReassociation::RunImpl(
   bool changed = false;
   for (xla::HloComputation* computation :
        module->computations(execution_threads)) {
-    bool again = true;
-    while (again) {  // three sums become two, then one
-      again = false;
-      for (HloInstruction* hlo : computation->MakeInstructionPostOrder()) {
-        TF_ASSIGN_OR_RETURN(again, Reassociate(hlo, may_absorb_));
-        if (again) break;  // the order has changed
-      }
-      changed |= again;
+    // Once more, for what was replaced may have had a second reader.
+    for (bool again = true; again; changed |= again) {
+      TF_ASSIGN_OR_RETURN(again, ReassociateAll(computation, may_absorb_));
     }
   }
   if (changed && module->has_schedule()) {

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "absl/algorithm/container.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -100,19 +102,28 @@ bool UpdatesSlice(const HloInstruction* hlo) {
   });
 }
 
+// Removes an instruction and what only it read, and tells which.
+absl::Status Remove(HloInstruction* hlo,
+                    absl::flat_hash_set<const HloInstruction*>& removed) {
+  const auto note = [&](HloInstruction* gone) { removed.insert(gone); };
+  return hlo->parent()->RemoveInstructionAndUnusedOperands(
+      hlo, absl::FunctionRef<void(HloInstruction*)>(note));
+}
+
 // Lets everything that reads `old_value` read result `index` of `call`.
-absl::Status ReplaceByResult(HloInstruction* old_value, HloInstruction* call,
-                             int64_t index) {
-  HloComputation* computation = old_value->parent();
+absl::Status ReplaceByResult(
+    HloInstruction* old_value, HloInstruction* call, int64_t index,
+    absl::flat_hash_set<const HloInstruction*>& removed) {
   HloInstruction* result = call;
   if (call->shape().IsTuple()) {
-    result = computation->AddInstruction(HloInstruction::CreateGetTupleElement(
-        call->shape().tuple_shapes(index), call, index));
+    result = old_value->parent()->AddInstruction(
+        HloInstruction::CreateGetTupleElement(call->shape().tuple_shapes(index),
+                                              call, index));
     result->set_metadata(old_value->metadata());
   }
   if (UpdatesSlice(old_value)) result = KeepApart(result);
   TF_RETURN_IF_ERROR(old_value->ReplaceAllUsesWith(result));
-  return computation->RemoveInstructionAndUnusedOperands(old_value);
+  return Remove(old_value, removed);
 }
 
 }  // namespace
@@ -175,18 +186,18 @@ absl::StatusOr<HloInstruction*> ReplaceByCall(const EpilogueMatch& match,
   call->UniquifyName(computation->parent());
   call->set_metadata(match.all_reduce->metadata());
 
-  // The last goes first: what only it needed, dies with it, and so the others
-  // are replaced only for readers that remain.
+  // Results are replaced last to first, so instructions that only a later
+  // result used are gone before earlier ones are rewired.
+  absl::flat_hash_set<const HloInstruction*> removed;
   for (int64_t i = match.results.size() - 1; i >= 0; --i) {
-    TF_RETURN_IF_ERROR(ReplaceByResult(match.results[i], call, i));
+    TF_RETURN_IF_ERROR(ReplaceByResult(match.results[i], call, i, removed));
   }
   // Without SPMD partitioning, which the module's proto does not tell, XLA
   // takes an all-reduce with a channel for a side effect, and its asynchronous
   // form always, and lets a dead one stand.
   for (HloInstruction* hlo : {match.sum, match.all_reduce}) {
-    if (absl::c_linear_search(computation->instructions(), hlo) &&
-        hlo->user_count() == 0) {
-      TF_RETURN_IF_ERROR(computation->RemoveInstructionAndUnusedOperands(hlo));
+    if (!removed.contains(hlo) && hlo->user_count() == 0) {
+      TF_RETURN_IF_ERROR(Remove(hlo, removed));
     }
   }
   return call;
