@@ -91,7 +91,7 @@ def _cuda_root(repository_ctx):
     if nvcc == None or not _usable(repository_ctx, nvcc):
         nvcc = repository_ctx.path(home + "/bin/nvcc")
     if not _usable(repository_ctx, nvcc):
-        nvcc = workspace_path(repository_ctx, ".deps/cuda/nvidia/cu13/bin/nvcc")
+        nvcc = workspace_path(repository_ctx, ".deps/cuda/nvidia/cu13/bin/nvcc", "make nvcc")
 
     # nvcc may be a script or a link; it knows itself where it lives.
     result = repository_ctx.execute([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the repository rules share."""
 
-def workspace_path(repository_ctx, path):
-    """Returns a path below the workspace root; fails if `make setup` is due."""
+def workspace_path(repository_ctx, path, command = "make setup"):
+    """Returns a path below the workspace root; fails if the command is due."""
     root = repository_ctx.path(Label("//:WORKSPACE")).dirname
     result = repository_ctx.path("%s/%s" % (root, path))
     if not result.exists:
-        fail("%s is missing: run `make setup` first" % result)
+        fail("%s is missing: run `%s` first" % (result, command))
     return result
 
 def run(repository_ctx, command):
