@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from oneshot.explanation import Explanation
     from oneshot.status import Status
+    from oneshot.steps import Step
 
 
 def enable() -> None:
@@ -83,3 +84,17 @@ def status() -> "Status":
     from oneshot.status import status as status_now
 
     return status_now()
+
+
+def step() -> "Step":
+    """Marks a step for `oneshot compare`; elsewhere it does nothing.
+
+    A context manager. Tell it what the step gives, which is waited for and compared:
+
+        with oneshot.step() as step:
+            tokens, cache = decode(weights, tokens, cache)
+            step.result(tokens)
+    """
+    from oneshot.steps import Step
+
+    return Step()

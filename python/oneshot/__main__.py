@@ -10,6 +10,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import oneshot
 from oneshot import (
@@ -125,6 +126,23 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from oneshot import compare
+
+    program, *rest = arguments.program
+    if not Path(program).is_file():
+        return _fail(f"no such file: {program}")
+    if arguments.emulate:
+        os.environ |= emulation.environment(arguments.emulate, os.environ)
+    if arguments.rounds < 2:
+        return _fail("--rounds: two at least, as runs differ by themselves")
+    try:
+        print(compare.compare(Path(program), rest, arguments.rounds))
+    except compare.CompareError as error:
+        return _fail(error)
+    return 0
+
+
 def _timeline(arguments: argparse.Namespace) -> int:
     from oneshot.bench import timeline
 
@@ -154,6 +172,16 @@ def _install_xla(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_compare(commands: Any) -> None:
+    against = commands.add_parser(
+        "compare", help="run a program without and with Oneshot: times and outputs of its steps"
+    )
+    against.add_argument("--rounds", type=int, default=3, help="runs of each (default 3)")
+    against.add_argument("--emulate", type=int, metavar="N", help="as of run; times say nothing")
+    against.add_argument("program", nargs=argparse.REMAINDER, help="a script and its arguments")
+    against.set_defaults(function=_compare)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="oneshot", description=oneshot.__doc__)
@@ -167,6 +195,8 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("program", nargs=argparse.REMAINDER, help="a script and its arguments")
     run.set_defaults(function=_run)
+
+    _add_compare(commands)
 
     check = commands.add_parser("doctor", help="say whether Oneshot can run here, and if not why")
     check.add_argument("--json", action="store_true", help="for programs")
@@ -245,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     top = parser()
     arguments = top.parse_args(argv)
-    if arguments.function is _run and not arguments.program:
+    if arguments.function in (_run, _compare) and not arguments.program:
         top.error("a script is required")
     try:
         code = arguments.function(arguments)
