@@ -42,30 +42,36 @@ class Coordinator:
 @pytest.mark.parametrize(
     ("others", "mine", "verdict"),
     [
-        ({1: "v1\n"}, None, None),
-        ({1: "v1\nno peer access"}, None, "process 1: no peer access"),
-        ({1: "v1\n"}, "no driver", "process 0: no driver"),
+        ({1: "v1\nm1\n"}, None, None),
+        ({1: "v1\nm1\nno peer access"}, None, "process 1: no peer access"),
+        ({1: "v1\nm1\n"}, "no driver", "process 0: no driver"),
         ({}, "no driver", "process 0: no driver"),
-        ({1: "v2\n"}, None, "process 1 has another version, v2, than process 0, v1"),
+        ({1: "v2\nm1\n"}, None, "process 1 has another version, v2, than process 0, v1"),
         ({}, None, "process 1 has not said within 60 s that it is on (DEADLINE_EXCEEDED)"),
     ],
 )
 def test_vote(others: dict[int, str], mine: str | None, verdict: str | None) -> None:
     coordinator = Coordinator(others)
-    assert agreement.vote(coordinator, 0, 2, "v1", mine) == verdict
+    decision = agreement.Decision(verdict, () if verdict else ("m0", "m1"))
+    assert agreement.vote(coordinator, 0, 2, "v1", machine="m0", reason=mine) == decision
     # Whoever comes later reads the same, though it can rewrite and sees that the others can.
-    coordinator.values |= {"oneshot/vote/0": "v1\n"}
-    assert agreement.vote(coordinator, 1, 2, "v1", None) == verdict
+    coordinator.values |= {"oneshot/vote/0": "v1\nm0\n"}
+    assert agreement.vote(coordinator, 1, 2, "v1", machine="m1", reason=None) == decision
 
 
 @pytest.mark.parametrize(
     ("decision", "mine", "verdict"),
     [
-        ("v1\n", None, None),
-        ("v1\nprocess 1: it rains", None, "process 1: it rains"),
-        ("v1\n", "no driver", "process 0, unlike the others, which rewrite: no driver"),
+        ("v1\nm0 m1\n", None, None),
+        ("v1\n\nprocess 1: it rains", None, "process 1: it rains"),
         (
-            "v0\n",
+            "v1\nm2 m1\n",
+            None,
+            "process 0, unlike the others, which rewrite: another machine, m0, than m2",
+        ),
+        ("v1\nm0 m1\n", "no driver", "process 0, unlike the others, which rewrite: no driver"),
+        (
+            "v0\nm0 m1\n",
             None,
             "process 0, unlike the others, which rewrite: another version, v1, than v0",
         ),
@@ -73,7 +79,8 @@ def test_vote(others: dict[int, str], mine: str | None, verdict: str | None) -> 
 )
 def test_vote_after_the_decision(decision: str, mine: str | None, verdict: str | None) -> None:
     # Process 1 has gone: nobody waits for it.
-    assert agreement.vote(Coordinator({}, decision), 0, 2, "v1", mine) == verdict
+    decided = agreement.vote(Coordinator({}, decision), 0, 2, "v1", machine="m0", reason=mine)
+    assert decided == agreement.Decision(verdict, () if verdict else ("m0", "m1"))
 
 
 def test_proposal_that_comes_second() -> None:
@@ -81,10 +88,14 @@ def test_proposal_that_comes_second() -> None:
         """Others decide between this process's look and its proposal."""
 
         def key_value_try_get(self, key: str) -> str:
-            self.values["oneshot/decision"] = "v1\nprocess 1 has not said"
+            self.values["oneshot/decision"] = "v1\n\nprocess 1 has not said"
             raise RuntimeError("NOT_FOUND")
 
-    assert agreement.vote(Late({1: "v1\n"}), 0, 2, "v1", None) == "process 1 has not said"
+    late = Late({1: "v1\nm1\n"})
+    assert (
+        agreement.vote(late, 0, 2, "v1", machine="m0", reason=None).why_not
+        == "process 1 has not said"
+    )
 
 
 @pytest.fixture
@@ -114,15 +125,20 @@ def in_parallel(*functions: Callable[[], object]) -> None:
 def test_service(
     clients: list[_jax.DistributedRuntimeClient], reason: str | None, verdict: str | None
 ) -> None:
-    verdicts: dict[int, str | None] = {}
+    decisions: dict[int, agreement.Decision] = {}
 
     def vote(process: int, mine: str | None) -> None:
-        verdicts[process] = agreement.vote(clients[process], process, 2, "v1", mine)
+        machine = f"m{process}"
+        decisions[process] = agreement.vote(
+            clients[process], process, 2, "v1", machine=machine, reason=mine
+        )
 
     in_parallel(lambda: vote(0, None), lambda: vote(1, reason))
-    assert verdicts == {0: verdict, 1: verdict}
+    # Each knows where the other is.
+    decision = agreement.Decision(verdict, () if verdict else ("m0", "m1"))
+    assert decisions == {0: decision, 1: decision}
     vote(1, None)  # started again under the same service
-    assert verdicts[1] == verdict
+    assert decisions[1] == decision
 
 
 def test_one_comes_when_the_other_has_stopped_waiting(
@@ -130,8 +146,12 @@ def test_one_comes_when_the_other_has_stopped_waiting(
 ) -> None:
     monkeypatch.setattr(agreement, "_VOTE_SECONDS", 1)
     start = time.monotonic()
-    early = agreement.vote(clients[0], 0, 2, "v1", None)
+    early = agreement.vote(clients[0], 0, 2, "v1", machine="m0", reason=None).why_not
     assert time.monotonic() - start < 10
     assert early is not None
     assert early.startswith("process 1 has not said within 1 s that it is on")
-    assert agreement.vote(clients[1], 1, 2, "v1", None) == early
+    assert agreement.vote(clients[1], 1, 2, "v1", machine="m1", reason=None).why_not == early
+
+
+def test_processes_of_a_machine_share_it() -> None:
+    assert agreement.this_machine(0) == agreement.this_machine(1) != ""

@@ -4,6 +4,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import process_group
@@ -498,6 +499,20 @@ def test_cuda_plugin(register: str, key: str, line: str) -> None:
     assert done.out[0].endswith(key)
     assert done.out[1] == str(key.endswith("cuda"))
     assert done.lines == ["on for cpu", line]
+
+
+def test_machines_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ranks(*processes: int) -> list[int]:
+        return hook._machine_of_ranks([SimpleNamespace(process_index=i) for i in processes])
+
+    monkeypatch.setattr(hook, "_is_topology", lambda _: False)
+    assert ranks(0, 0) == []
+    monkeypatch.setattr(hook, "_machines", ("a", "b", "a"))
+    assert ranks(0, 0, 2) == []
+    assert ranks(1, 0, 2, 1) == [0, 1, 1, 0]
+    # A topology is another set of processes.
+    monkeypatch.setattr(hook, "_is_topology", lambda _: True)
+    assert ranks(0, 2, 0) == [0, 1, 0]
 
 
 # ---------------------------------------------------------------------------

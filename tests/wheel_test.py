@@ -54,6 +54,7 @@ EXPORTS = {
         "oneshot_hook_counts",
         "oneshot_hook_free",
         "oneshot_hook_pause",
+        "oneshot_hook_set_machines",
         "oneshot_hook_register",
         "oneshot_hook_transform",
         "oneshot_log",

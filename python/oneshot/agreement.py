@@ -11,13 +11,38 @@ service.
 
 import contextlib
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _DECISION = "oneshot/decision"
 _VOTE_SECONDS = 60
 
 
-def vote(client: Any, process: int, processes: int, version: str, reason: str | None) -> str | None:
+@dataclass(frozen=True)
+class Decision:
+    """What all processes do.
+
+    Attributes:
+      why_not: why none rewrites, or None if all do.
+      machines: where each process is. Processes are on one machine if theirs are the same.
+    """
+
+    why_not: str | None
+    machines: tuple[str, ...] = ()
+
+
+def this_machine(process: int) -> str:
+    """Returns what the kernel calls this boot of this machine; containers of one share it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"unknown-{process}"
+
+
+def vote(
+    client: Any, process: int, processes: int, version: str, *, machine: str, reason: str | None
+) -> Decision:
     """Agrees with the other processes of a jax.distributed program.
 
     Args:
@@ -25,28 +50,38 @@ def vote(client: Any, process: int, processes: int, version: str, reason: str | 
       process: number of this process.
       processes: how many there are.
       version: of what rewrites; has to be the same everywhere.
+      machine: that this process is on.
       reason: why this process can't, or None.
 
     Returns:
-      None if all rewrite, else why none does, in the same words everywhere.
+      The decision, the same everywhere.
     """
     # A process that is started again before the decision votes again, and its last vote counts.
-    client.key_value_set(_key(process), f"{version}\n{reason or ''}", allow_overwrite=True)
+    own_vote = f"{version}\n{machine}\n{reason or ''}"
+    client.key_value_set(_key(process), own_vote, allow_overwrite=True)
     decision = _decided(client)
     if decision is None:
         own = reason and f"process {process}: {reason}"
-        why_not = own or _why_not(client, process, processes, version)
+        found: list[str] = []
+        why_not = own or _why_not(client, process, processes, version, found)
+        # Of this moment: a process may be started again, on another machine.
+        machines = "" if why_not else " ".join(found)
         # Raises if another process was first: then its proposal is what is read next.
         with contextlib.suppress(Exception):
-            client.key_value_set(_DECISION, f"{version}\n{why_not or ''}")
+            client.key_value_set(_DECISION, f"{version}\n{machines}\n{why_not or ''}")
         decision = client.blocking_key_value_get(_DECISION, _VOTE_SECONDS * 1000)
-    decided_version, _, why_not = decision.partition("\n")
+    decided_version, named, why_not = decision.split("\n", 2)
     if why_not:
-        return why_not
+        return Decision(why_not)
+    of_processes = tuple(named.split())
     # Only in a process that was started again: the others run what they have compiled.
     if decided_version != version:
         reason = f"another version, {version}, than {decided_version}"
-    return f"process {process}, unlike the others, which rewrite: {reason}" if reason else None
+    elif of_processes[process] != machine:
+        reason = f"another machine, {machine}, than {of_processes[process]}"
+    if reason:
+        return Decision(f"process {process}, unlike the others, which rewrite: {reason}")
+    return Decision(None, of_processes)
 
 
 def _key(process: int) -> str:
@@ -60,8 +95,13 @@ def _decided(client: Any) -> str | None:
         return None
 
 
-def _why_not(client: Any, process: int, processes: int, version: str) -> str | None:
-    """Waits for all votes; returns why not all can rewrite, or None if they can."""
+def _why_not(
+    client: Any, process: int, processes: int, version: str, machines: list[str]
+) -> str | None:
+    """Waits for all votes; returns why not all can rewrite, or None if they can.
+
+    Appends to `machines` where each process is.
+    """
     deadline = time.monotonic() + _VOTE_SECONDS
     for other in range(processes):
         left = max(1, int(1000 * (deadline - time.monotonic())))
@@ -69,7 +109,8 @@ def _why_not(client: Any, process: int, processes: int, version: str) -> str | N
             answer = client.blocking_key_value_get(_key(other), left)
         except Exception as error:
             return f"process {other} has not said within {_VOTE_SECONDS} s that it is on ({error})"
-        other_version, _, other_reason = answer.partition("\n")
+        other_version, machine, other_reason = answer.split("\n", 2)
+        machines.append(machine)
         if other_reason:
             return f"process {other}: {other_reason}"
         if other_version != version:

@@ -9,6 +9,8 @@ off:
 * `jax._src.xla_bridge.backends_are_initialized`: to ask for the backend only when there is one.
 * `jax._src.xla_bridge._init_backend`: to let JAX fail where ONESHOT=require can't be met.
 * `jax._src.cache_key.custom_hook`: made for additions to the key of the persistent cache.
+* `jax._src.compiler.backend_compile_and_load`: which device each rank of a module is, and so which
+  ranks are on one machine. Modules name ranks by numbers alone.
 * `jax._src.distributed.global_state`: whether there are several processes, and to reach them.
 * `jaxlib._jax.get_pjrt_plugin`, `jaxlib._xla.register_xla_transform`: what `jax.extend.xla` uses.
 * `jaxlib._jax.register_custom_call_target`: the public `jax.ffi.register_ffi_target` keeps handlers
@@ -21,7 +23,7 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ _enabled = False
 # is what it takes, is known only when JAX makes its backends.
 _why_off: dict[str, str | None] = {}
 _thread = threading.local()  # paused: how often
+# Of each process, if there are several, as the vote has found.
+_machines: tuple[str, ...] = ()
 
 OLDEST_JAXLIB = (0, 11, 2)
 """The first that lets a pass in."""
@@ -144,6 +148,7 @@ def missing_names() -> str | None:
         ("jax._src.xla_bridge", "backends_are_initialized"),
         ("jax._src.xla_bridge", "_init_backend"),
         ("jax._src.cache_key", "custom_hook"),
+        ("jax._src.compiler", "backend_compile_and_load"),
         ("jax._src.distributed", "global_state"),
         ("jaxlib._jax", "get_pjrt_plugin"),
         ("jaxlib._jax", "register_custom_call_target"),
@@ -173,11 +178,12 @@ def _register(config: config_lib.Config) -> None:
         raise UnavailableError(reason)
     import jaxlib._jax
     import jaxlib._xla
-    from jax._src import cache_key, xla_bridge
+    from jax._src import cache_key, compiler, xla_bridge
 
     register_plugin_callbacks = xla_bridge.register_plugin_callbacks
     register_cpu = jaxlib._xla.register_xla_transform
     previous_key = cache_key.custom_hook
+    compile_and_load = compiler.backend_compile_and_load
     _processes()  # If this name is gone, it has to fail here, not inside a compilation.
 
     xla_dir = libraries.find_xla(config.xla_dir)
@@ -203,6 +209,7 @@ def _register(config: config_lib.Config) -> None:
     _why_off["cpu"] = None
     suffix = f"oneshot/{__version__}/{libraries.fingerprint(xla_dir)}"
     cache_key.custom_hook = functools.partial(_cache_key, previous_key, suffix, config.skip)
+    compiler.backend_compile_and_load = _tell_machines(hook, compile_and_load)
 
     register_cpu("oneshot", _PRE_SCHEDULER, functools.partial(_transform, hook, config.required))
     cached.watch(config.dump_to)
@@ -237,7 +244,8 @@ def _cache_key(previous_key: Callable[[], str], version: str, skip: str) -> str:
         return previous_key() + "/oneshot disabled"
     on = [platform for platform, reason in _why_off.items() if reason is None]
     skipped = [f"skip {skip}"] if skip else []
-    return "/".join([previous_key(), version, str(_processes()), *on, *skipped])
+    machines = map(str, _numbered(_machines))
+    return "/".join([previous_key(), version, str(_processes()), *machines, *on, *skipped])
 
 
 def is_paused() -> bool:
@@ -297,6 +305,46 @@ def _transform(hook: native.Hook, required: bool, module: bytes) -> bytes | None
     return hook.transform("Host", module)
 
 
+def _tell_machines[T](hook: native.Hook, compile_and_load: Callable[..., T]) -> Callable[..., T]:
+    """Returns JAX's function that compiles a module, so that it tells the hook of machines."""
+
+    @functools.wraps(compile_and_load)
+    def told(backend: Any, module: Any, executable_devices: Any, *args: Any, **kwargs: Any) -> T:
+        hook.set_machines(_machine_of_ranks(list(executable_devices)))
+        try:
+            return compile_and_load(backend, module, executable_devices, *args, **kwargs)
+        finally:
+            hook.set_machines([])
+
+    return told
+
+
+def _machine_of_ranks(devices: Sequence[Any]) -> list[int]:
+    """Returns a number for the machine of each of a program's devices; none if all are on one.
+
+    A topology without devices says which host has which; devices that are there say which process,
+    and processes of one machine share it.
+    """
+    hosts = [(getattr(device, "slice_index", 0), device.process_index) for device in devices]
+    if _machines and not _is_topology(devices):
+        return _numbered([_machines[process] for _, process in hosts])
+    return _numbered(hosts)
+
+
+def _is_topology(devices: Sequence[Any]) -> bool:
+    """Returns whether programs can be compiled for devices, but not run on them."""
+    from jaxlib import _jax
+
+    return isinstance(devices[0].client, _jax.CompileOnlyPyClient)
+
+
+def _numbered(names: Sequence[Any]) -> list[int]:
+    """Returns the same number for the same name; nothing if all are the same."""
+    numbers: dict[Any, int] = {}
+    result = [numbers.setdefault(name, len(numbers)) for name in names]
+    return result if len(numbers) > 1 else []
+
+
 def _bundle(jax: Any, library: str, prefix: str, stages: list[str]) -> dict[str, Any]:
     """Returns the functions of a library that are called prefix + stage, as JAX takes them."""
     functions = native.handlers(library, prefix, stages)
@@ -314,12 +362,18 @@ def _register_cuda(
     jax: Any, hook: native.Hook, c_api: Any, config: config_lib.Config, version: str
 ) -> str | None:
     """Returns None if it is on, else why not."""
+    global _machines
     from jax._src import distributed
 
     reason = _why_not_cuda()
     if _processes() > 1:
         state = distributed.global_state
-        reason = agreement.vote(state.client, state.process_id, _processes(), version, reason)
+        process = state.process_id
+        machine = agreement.this_machine(process)
+        decision = agreement.vote(
+            state.client, process, _processes(), version, machine=machine, reason=reason
+        )
+        reason, _machines = decision.why_not, decision.machines
     if reason:
         return reason
     # Not kept for later: the plugin is there.

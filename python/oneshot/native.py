@@ -67,6 +67,8 @@ class Hook:
         library.oneshot_hook_pause.restype = None
         library.oneshot_hook_counts.argtypes = [ctypes.POINTER(ctypes.c_int64)]
         library.oneshot_hook_counts.restype = None
+        library.oneshot_hook_set_machines.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_size_t]
+        library.oneshot_hook_set_machines.restype = None
         library.oneshot_log_set_rank.argtypes = [ctypes.c_int, ctypes.c_int]
         library.oneshot_log_set_rank.restype = None
         library.oneshot_log_close.restype = None
@@ -114,6 +116,15 @@ class Hook:
         counts = (ctypes.c_int64 * 4)()
         self._library.oneshot_hook_counts(counts)
         return list(counts)
+
+    def set_machines(self, machines: Sequence[int]) -> None:
+        """Says on which machine each rank of the modules is that this thread compiles from now on.
+
+        Args:
+          machines: a number for the machine of each rank; empty if all are on one.
+        """
+        array = (ctypes.c_int * len(machines))(*machines)
+        self._library.oneshot_hook_set_machines(array, len(machines))
 
     @property
     def log(self) -> LogFunction:

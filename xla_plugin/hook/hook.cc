@@ -12,6 +12,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "xla_plugin/hook/log.h"
 #include "xla_plugin/hook/pjrt_xla_transform.h"
@@ -42,6 +43,7 @@ std::atomic<OneshotCompile> compile_kernel = nullptr;
 std::atomic<int64_t> counts[4];
 
 thread_local bool paused = false;
+thread_local std::vector<int> machines;
 
 // Leaked, too.
 LogQueue& log_queue = *new LogQueue(std::chrono::milliseconds(1000));
@@ -121,9 +123,10 @@ char* Transform(const char* platform, OneshotCompile compile,
   char* message = nullptr;
   char* dump_error = nullptr;
   OneshotOutcomes outcomes = {};
-  const int result = run_pass(platform, config->dump_dir.c_str(),
-                              config->skip.c_str(), compile, module, size, &out,
-                              out_size, &outcomes, &message, &dump_error);
+  const int result =
+      run_pass(platform, config->dump_dir.c_str(), config->skip.c_str(),
+               compile, machines.data(), machines.size(), module, size, &out,
+               out_size, &outcomes, &message, &dump_error);
   counts[0] += 1;
   counts[1] += outcomes.fused;
   counts[2] += outcomes.alone;
@@ -250,6 +253,11 @@ ONESHOT_EXPORT void oneshot_hook_pause(int pause) {
 
 ONESHOT_EXPORT void oneshot_hook_counts(int64_t counts[4]) {
   for (int i = 0; i < 4; ++i) counts[i] = oneshot::counts[i];
+}
+
+ONESHOT_EXPORT void oneshot_hook_set_machines(const int* machines,
+                                              size_t count) {
+  oneshot::machines.assign(machines, machines + count);
 }
 
 ONESHOT_EXPORT void oneshot_log(int level, const char* text) {

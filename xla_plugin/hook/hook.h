@@ -51,6 +51,11 @@ void oneshot_hook_pause(int pause);
 // all-reduces: fused with an epilogue, replaced alone, left.
 void oneshot_hook_counts(int64_t counts[4]);
 
+// For the modules that this thread compiles from now on: the machine of each
+// rank by its flattened id, see OneshotRunPass; copied. With 0 ranks, all are
+// on one machine.
+void oneshot_hook_set_machines(const int* machines, size_t count);
+
 // Writes a line into the log: a OneshotLog, see fault.h. From any thread, with
 // the GIL or without; `level` is one of log_level above.
 void oneshot_log(int level, const char* text);

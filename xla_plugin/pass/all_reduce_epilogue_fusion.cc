@@ -57,17 +57,41 @@ struct Candidate {
   std::vector<EpilogueMatch> matches;  // by sum
 };
 
+// Why ranks that add together can't reach each other's memory, if that is so.
+std::optional<Decline> WhyNotOnOneMachine(
+    const std::vector<std::vector<int64_t>>& groups,
+    const std::vector<int>& machines) {
+  if (machines.empty()) return std::nullopt;
+  const int64_t known = machines.size();
+  for (const std::vector<int64_t>& group : groups) {
+    for (const int64_t id : group) {
+      if (id < 0 || id >= known) {
+        return Decline{
+            absl::StrCat("on which machine rank ", id, " is, is not known")};
+      }
+      if (machines[id] != machines[group.front()]) {
+        return Decline{"its ranks are on several machines"};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
 // Whether all sums of an all-reduce can be replaced, and whether that pays.
 // Says in `site` how large it is, as far as that is known.
 std::variant<Candidate, Decline> FindCandidate(HloInstruction* hlo,
                                                const InstructionOrder& order,
                                                const MayAbsorb& may_absorb,
+                                               const std::vector<int>& machines,
                                                SiteReport& site) {
   auto found = SumsOf(hlo, may_absorb);
   if (auto* why = std::get_if<Decline>(&found)) return *std::move(why);
   Candidate candidate = {std::get<AllReduceSums>(std::move(found))};
   const AllReduceSums& sums = candidate.sums;
   site.group_size = sums.ranks();
+  if (auto why = WhyNotOnOneMachine(sums.groups, machines)) {
+    return *std::move(why);
+  }
   for (size_t i = 0; i < sums.sums.size(); ++i) {
     EpilogueMatch match =
         MatchEpilogue(hlo, sums.sums[i], i, order, may_absorb);
@@ -125,10 +149,12 @@ absl::Status AddCopies(
 
 AllReduceEpilogueFusion::AllReduceEpilogueFusion(Platform platform,
                                                  MayAbsorb may_absorb,
-                                                 CompileKernel compile_kernel)
+                                                 CompileKernel compile_kernel,
+                                                 std::vector<int> machines)
     : platform_(platform),
       may_absorb_(std::move(may_absorb)),
-      compile_kernel_(std::move(compile_kernel)) {}
+      compile_kernel_(std::move(compile_kernel)),
+      machines_(std::move(machines)) {}
 
 // Asks for all kernels at once, so that they are compiled side by side. What is
 // replaced before an all-reduce may still change its epilogue, so this is only
@@ -138,8 +164,8 @@ void AllReduceEpilogueFusion::CompileAhead(
   absl::btree_set<std::tuple<std::string, int64_t, int64_t, int64_t>> kernels;
   for (HloInstruction* hlo : all_reduces) {
     SiteReport unused;
-    const auto found =
-        FindCandidate(hlo, orders_.at(hlo->parent()), may_absorb_, unused);
+    const auto found = FindCandidate(hlo, orders_.at(hlo->parent()),
+                                     may_absorb_, machines_, unused);
     const auto* candidate = std::get_if<Candidate>(&found);
     if (candidate == nullptr) continue;
     for (const EpilogueMatch& match : candidate->matches) {
@@ -171,7 +197,7 @@ absl::Status AllReduceEpilogueFusion::Visit(HloInstruction* hlo) {
     return absl::OkStatus();
   };
   InstructionOrder& order = orders_.at(hlo->parent());
-  const auto found = FindCandidate(hlo, order, may_absorb_, site);
+  const auto found = FindCandidate(hlo, order, may_absorb_, machines_, site);
   if (const auto* why = std::get_if<Decline>(&found)) {
     return declined(why->reason);
   }

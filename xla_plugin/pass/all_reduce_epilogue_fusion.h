@@ -48,10 +48,12 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
   using CompileKernel = std::function<std::optional<std::string>(
       const std::string& program, int64_t rows, int64_t hidden, int ranks)>;
 
+  // `machines` is where each rank is, by its flattened id; empty: all are on
+  // one machine. Ranks reach each other's memory within one only.
   explicit AllReduceEpilogueFusion(
       Platform platform,
       MayAbsorb may_absorb = [](const xla::HloInstruction*) { return true; },
-      CompileKernel compile_kernel = nullptr);
+      CompileKernel compile_kernel = nullptr, std::vector<int> machines = {});
 
   absl::string_view name() const override {
     return "oneshot-all-reduce-epilogue-fusion";
@@ -72,6 +74,7 @@ class AllReduceEpilogueFusion : public xla::HloModulePass {
   const Platform platform_;
   const MayAbsorb may_absorb_;
   const CompileKernel compile_kernel_;
+  const std::vector<int> machines_;
   // During a run, of the computations with all-reduces.
   absl::flat_hash_map<const xla::HloComputation*, InstructionOrder> orders_;
   ModuleReport report_;

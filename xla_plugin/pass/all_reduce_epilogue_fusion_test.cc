@@ -265,5 +265,24 @@ TEST_F(FusionTest, ModuleWithoutAllReduceIsUntouched) {
   EXPECT_THAT(report_.all_reduces, IsEmpty());
 }
 
+TEST_F(FusionTest, RanksOnSeveralMachines) {
+  const auto reason_with = [&](std::vector<int> machines) {
+    module_ = ParseModule(Module(R"(
+      x = f32[4,64] parameter(0)
+      sum = f32[4,64] all-reduce(x), GROUPS, to_apply=add_f32
+      ROOT y = f32[4,64] tanh(sum))"));
+    AllReduceEpilogueFusion pass(Platform::kCuda, kAll, nullptr,
+                                 std::move(machines));
+    const auto report = RunFusion(module_.get(), pass);
+    EXPECT_TRUE(report.ok()) << report.status();
+    EXPECT_EQ(report->all_reduces.size(), 1);
+    return report->all_reduces.at(0).reason;
+  };
+  EXPECT_EQ(reason_with({}), "");
+  EXPECT_EQ(reason_with({5, 5, 6}), "");
+  EXPECT_EQ(reason_with({0, 1}), "its ranks are on several machines");
+  EXPECT_EQ(reason_with({0}), "on which machine rank 1 is, is not known");
+}
+
 }  // namespace
 }  // namespace oneshot

@@ -25,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "xla/hlo/ir/hlo_module.h"
 #include "xla/hlo/parser/hlo_parser.h"
 #include "xla/service/hlo.pb.h"
@@ -150,6 +151,7 @@ AllReduceEpilogueFusion::CompileKernel CompileWith(OneshotCompile compile) {
 absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
                                 absl::string_view dump_dir,
                                 absl::string_view skip, OneshotCompile compile,
+                                absl::Span<const int> machines,
                                 absl::string_view serialized) {
   absl::StatusOr<DecodedModule> decoded = DecodedModule::Decode(serialized);
   if (!decoded.ok()) {
@@ -177,10 +179,10 @@ absl::StatusOr<Rewrite> RunPass(absl::string_view platform,
   TF_RETURN_IF_ERROR(unshard_slices.Run(module).status());
   AllReduceReassociation reassociation(may_absorb);
   TF_RETURN_IF_ERROR(reassociation.Run(module).status());
-  AllReduceEpilogueFusion pass(platform == "Host"
-                                   ? AllReduceEpilogueFusion::Platform::kHost
-                                   : AllReduceEpilogueFusion::Platform::kCuda,
-                               may_absorb, CompileWith(compile));
+  AllReduceEpilogueFusion pass(
+      platform == "Host" ? AllReduceEpilogueFusion::Platform::kHost
+                         : AllReduceEpilogueFusion::Platform::kCuda,
+      may_absorb, CompileWith(compile), {machines.begin(), machines.end()});
   TF_ASSIGN_OR_RETURN(const bool changed, pass.Run(module));
   skipped.reset();
   Rewrite result{"", pass.report().Summary(), "", Count(pass.report())};
@@ -210,9 +212,9 @@ char* Copy(const std::string& text) {
 
 extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
     const char* platform, const char* dump_dir, const char* skip,
-    OneshotCompile compile, const char* module, size_t size, char** out,
-    size_t* out_size, OneshotOutcomes* outcomes, char** message,
-    char** dump_error) {
+    OneshotCompile compile, const int* machines, size_t machine_count,
+    const char* module, size_t size, char** out, size_t* out_size,
+    OneshotOutcomes* outcomes, char** message, char** dump_error) {
   *out = nullptr;
   *out_size = 0;
   *outcomes = {};
@@ -221,8 +223,8 @@ extern "C" __attribute__((visibility("default"))) int OneshotRunPass(
   try {
     absl::StatusOr<oneshot::Rewrite> result;
     const absl::Status status = oneshot::GuardAgainstFatal([&] {
-      result =
-          oneshot::RunPass(platform, dump_dir, skip, compile, {module, size});
+      result = oneshot::RunPass(platform, dump_dir, skip, compile,
+                                {machines, machine_count}, {module, size});
       return result.status();
     });
     if (!status.ok()) {
@@ -280,7 +282,8 @@ extern "C" __attribute__((visibility("default"))) int OneshotExplain(
     const absl::Status status = oneshot::GuardAgainstFatal([&]() {
       const auto read = oneshot::ReadModule({module, size});
       if (!read.ok()) return read.status();
-      return oneshot::RunPass(platform, dump_dir, skip, compile, *read)
+      return oneshot::RunPass(platform, dump_dir, skip, compile,
+                              /*machines=*/{}, *read)
           .status();
     });
     if (status.ok()) return 0;

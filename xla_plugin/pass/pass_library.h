@@ -30,13 +30,16 @@ typedef struct {
 // `platform` is "CUDA" or "Host"; `dump_dir` is "" for no dump; all-reduces
 // whose op_name holds a match of the regular expression `skip` (ECMAScript)
 // are left, "" skips none; `compile` is
-// called for every rewrite, unless it is null. Returns 1 and a
+// called for every rewrite, unless it is null. `machines` names the machine of
+// each rank by its flattened id (replica * partitions + partition); null: all
+// are on one. Returns 1 and a
 // malloc'ed module in *out when the module has changed, 0 when it has not, -1
 // when something went wrong, which also leaves the module as it is. *message
 // receives a malloc'ed line for the log, *dump_error one about a dump that was
 // not written, or null. Re-entrant.
 int OneshotRunPass(const char* platform, const char* dump_dir, const char* skip,
-                   OneshotCompile compile, const char* module, size_t size,
+                   OneshotCompile compile, const int* machines,
+                   size_t machine_count, const char* module, size_t size,
                    char** out, size_t* out_size, OneshotOutcomes* outcomes,
                    char** message, char** dump_error);
 
