@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-PROGRAMS = 240
+PROGRAMS = 120
 # In one module: compiling is what takes time.
 BATCH = 20
 # Of a scan.
