@@ -61,9 +61,15 @@ __attribute__((format(printf, 2, 3))) void Log(LogLevel level,
 
 // RTLD_LOCAL keeps the protobuf and absl of this XLA apart from jaxlib's.
 // TensorFlow is loaded with RTLD_GLOBAL: without RTLD_DEEPBIND, its symbols
-// would come before this XLA's own.
+// would come before this XLA's own. Sanitizers end a process that asks for it.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kLoading = RTLD_NOW | RTLD_LOCAL;
+#else
+constexpr int kLoading = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
+#endif
+
 void* Open(const std::string& path) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+  void* library = dlopen(path.c_str(), kLoading);
   if (library == nullptr) {
     Log(kWarning, "off, all modules stay with stock XLA: %s", dlerror());
   }
