@@ -49,7 +49,8 @@ def check_kernels(
     assert fused <= stock
 
 
-@pytest.mark.parametrize("first", range(0, random_programs.PROGRAMS, random_programs.BATCH))
+# Fewer than tests/oracle_test.py runs: XLA's compiler for GPUs takes its time.
+@pytest.mark.parametrize("first", range(0, random_programs.PROGRAMS // 2, random_programs.BATCH))
 def test_random_programs_compile(first: int, all_reduces: Any) -> None:
     mesh = absent((2, 4), ("a", "b"))
     shardings = tuple(NamedSharding(mesh, spec) for spec in random_programs.SPECS)
