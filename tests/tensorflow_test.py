@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorFlow in the same process: its C++ libraries, as `import tensorflow` loads them."""
 
-import mmap
 import shutil
 
 import pytest
-from oneshot import config, libraries
+from oneshot import config, libraries, xla_wheel
 from program import run_code
 
 ORIGINALS = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
@@ -23,18 +22,10 @@ def tensorflow(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The libraries as the wheel has them, under their first names."""
     directory = tmp_path_factory.mktemp("tensorflow")
     xla_dir = libraries.find_xla(config.read().xla_dir)
-    names = list(zip(libraries.XLA_LIBRARIES, ORIGINALS, strict=True))
-    for ours, original in names:
+    names = dict(zip(libraries.XLA_LIBRARIES, ORIGINALS, strict=True))
+    for ours, original in names.items():
         shutil.copyfile(xla_dir / ours, directory / original)
-        with (
-            (directory / original).open("r+b") as file,
-            mmap.mmap(file.fileno(), 0) as content,
-        ):
-            for new, old in names:
-                name = b"\0%s\0" % new.encode().ljust(len(old), b"\0")
-                at = content.find(name)
-                if at >= 0:
-                    content[at : at + len(name)] = b"\0%s\0" % old.encode()
+        xla_wheel.rename_sonames(directory / original, names)
     return [str(directory / original) for original in ORIGINALS]
 
 

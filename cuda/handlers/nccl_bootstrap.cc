@@ -115,7 +115,6 @@ bool NcclBootstrap::AllGather(const void* mine, size_t bytes, void* all,
     const auto waited = std::chrono::steady_clock::now() - start;
     if (waited >= notice) {
       notice *= 2;
-      constexpr int kWarning = 2;
       WriteLog(kWarning,
                "rank " + std::to_string(rank_) + " of " +
                    std::to_string(size_) + " has waited " +

@@ -78,7 +78,6 @@ void PollNotice(State::Watched& watched, const State& state) {
                 static_cast<double>(passed) * kNoticeNs / kNanoseconds,
                 notice.peer, static_cast<unsigned>(stamp >> 32));
   watched.stamp = stamp;
-  constexpr int kWarning = 2;
   WriteLog(kWarning, text + SiteOf(notice.site, state) +
                          ", and goes on waiting, up to ONESHOT_TIMEOUT_S");
 }
@@ -92,7 +91,6 @@ bool PollFaults(State& state) {
     PollNotice(watched, state);
     if (!IsRaised(*watched.fault)) continue;
     state.message = Describe(*watched.fault, state);
-    constexpr int kError = 3;
     WriteLog(kError, state.message);
     return true;
   }
@@ -103,7 +101,7 @@ bool PollFaults(State& state) {
 
 void SetLog(OneshotLog log) { write_log = log; }
 
-void WriteLog(int level, const std::string& text) {
+void WriteLog(LogLevel level, const std::string& text) {
   write_log.load()(level, text.c_str());
 }
 

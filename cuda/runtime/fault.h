@@ -17,11 +17,14 @@
 
 namespace oneshot {
 
-// Takes a line for the log, from any thread; 2 is the level of a warning, 3 of
-// an error, see hook.h. Until one is set, lines go to stderr.
+// Levels of the log, numbered as in hook.h.
+enum LogLevel { kWarning = 2, kError = 3 };
+
+// Takes a line for the log, from any thread. Until one is set, lines go to
+// stderr.
 using OneshotLog = void (*)(int level, const char* text);
 void SetLog(OneshotLog log);
-void WriteLog(int level, const std::string& text);
+void WriteLog(LogLevel level, const std::string& text);
 
 // A number that stands for a site in Fault::site.
 uint64_t SiteNumber(const std::string& site);

@@ -18,7 +18,6 @@ from typing import Any
 from oneshot import hlo_text, report
 from oneshot.log import logger
 
-_PREFIX = "oneshot_all_reduce"
 _LEFT = ("all-reduce", "all-reduce-start")
 _WIDTHS = {"f32": 4, "bf16": 2, "f16": 2}  # of what ranks send, in bytes
 _REASON = "left when it was compiled; the report of that compilation says why"
@@ -62,7 +61,7 @@ def look(executable: Any, dump_to: Path | None, counted: bool = True) -> None:
     for module in executable.hlo_modules():
         # Most modules have none; text is large.
         proto = module.as_serialized_hlo_module_proto()
-        if _PREFIX.encode() not in proto and b"all-reduce" not in proto:
+        if report.CALL_PREFIX.encode() not in proto and b"all-reduce" not in proto:
             continue
         text = module.to_string()
         sites = list(all_reduces(text))
@@ -85,9 +84,11 @@ def _count(outcomes: list[report.Outcome]) -> None:
 
 def all_reduces(text: str) -> Iterator[report.AllReduce]:
     """Reads the all-reduces of a compiled module, replaced or not, from its HLO text."""
-    lines = (line for line in text.splitlines() if _PREFIX in line or " all-reduce" in line)
+    lines = (
+        line for line in text.splitlines() if report.CALL_PREFIX in line or " all-reduce" in line
+    )
     for instruction in hlo_text.instructions(lines):
-        if instruction.custom_call_target.startswith(_PREFIX):
+        if instruction.custom_call_target.startswith(report.CALL_PREFIX):
             yield _replaced(instruction)
         elif instruction.opcode in _LEFT:
             yield report.AllReduce(
@@ -117,7 +118,7 @@ def _replaced(call: hlo_text.Instruction) -> report.AllReduce:
     program = attribute("program", r'\\?"([^"\\]*)')
     dtype = program[2:].partition(";")[0]
     # As profilers show it: between the words of an epilogue is what is within them.
-    epilogue = re.sub(r"\.\d+$", "", call.name).removeprefix(_PREFIX).removeprefix("_")
+    epilogue = re.sub(r"\.\d+$", "", call.name).removeprefix(report.CALL_PREFIX).removeprefix("_")
     return report.AllReduce(
         name=call.name,
         site=call.op_name,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from oneshot import steps
+from oneshot.status import Counts
 
 ARMS = {"off": "0", "on": "1"}
 """Name of each arm and what ONESHOT is in it."""
@@ -64,8 +65,7 @@ class Comparison:
                 f"{versions}{emulated}",
                 f"step: {self.step}, {self.steps} a run, {runs} runs each, in turns; every step is "
                 "waited for",
-                f"all-reduces: {self.counts['fused']} fused with an epilogue; "
-                f"{self.counts['alone']} replaced, sum alone; {self.counts['left']} left",
+                f"all-reduces: {Counts(**self.counts).outcomes}",
                 f"median step: {off:.1f} us off, {on:.1f} us on: {off - on:.1f} us saved, "
                 f"{off / on:.2f} times as fast",
                 f"outputs ({compared}): largest difference {self.difference:.2g} of the largest "

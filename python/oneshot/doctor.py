@@ -17,6 +17,7 @@ from typing import Any
 from oneshot import config as config_lib
 from oneshot import explanation, hook, libraries, native
 from oneshot.version import __version__
+from oneshot.versions import distribution as distribution_version
 from oneshot.versions import driver as driver_version
 
 OK = "ok"
@@ -103,13 +104,6 @@ def gpu_facts() -> dict[str, Any]:
         return {"error": f"liboneshot_cuda.so: {error}"}
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _python() -> Iterator[Check]:
     text = f"{platform.python_version()}, {platform.platform(terse=True)}"
     yield Check("python", OK, text, data={"python": platform.python_version()})
@@ -117,7 +111,7 @@ def _python() -> Iterator[Check]:
 
 def _jax() -> Iterator[Check]:
     for name in ("jax", "jaxlib"):
-        version = _version(name)
+        version = distribution_version(name)
         if version is None:
             yield Check(name, PROBLEM, "not installed", "pip install 'jax[cuda13]'")
         elif hook.too_old(version):
@@ -135,7 +129,7 @@ def _plugins(has_driver: bool) -> Iterator[Check]:
     import jaxlib._xla
 
     # Whether it has the function says nothing of an old one.
-    if hook.too_old(_version("jaxlib") or "0"):
+    if hook.too_old(distribution_version("jaxlib") or "0"):
         yield Check("plugin cpu", PROBLEM, "part of jaxlib, which is too old")
     elif hasattr(jaxlib._xla, "register_xla_transform"):
         yield Check("plugin cpu", OK, "part of jaxlib, takes passes")
@@ -154,7 +148,7 @@ def _plugins(has_driver: bool) -> Iterator[Check]:
     }
     if versions:
         text = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        if set(versions.values()) == {_version("jaxlib")}:
+        if set(versions.values()) == {distribution_version("jaxlib")}:
             yield Check("packages", OK, text)
         else:
             yield Check("packages", NOTE, text, "use the versions that fit jaxlib")

@@ -21,6 +21,13 @@ _MEASURED_SAVING = (
 )
 
 
+CALL_PREFIX = "oneshot_all_reduce"
+"""How the names of fused calls start, of HLO instructions, their targets and kernels.
+
+In names the epilogue follows.
+"""
+
+
 class Outcome(enum.StrEnum):
     """What became of an all-reduce."""
 

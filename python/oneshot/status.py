@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from oneshot import cached, config, hook, jax_plugin
+from oneshot.report import Outcome
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class Counts:
     fused: int
     alone: int
     left: int
+
+    @property
+    def outcomes(self) -> str:
+        """What became of the all-reduces, in words."""
+        return (
+            f"{self.fused} {Outcome.FUSED}; {self.alone} {Outcome.ALONE}; "
+            f"{self.left} {Outcome.LEFT}"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,7 @@ class Status:
         lines = [f"{name}: {state}" for name, state in self.platforms.items()]
         lines += [f"off: {self.reason}"] if self.reason else []
         for what, counts in (("compiled", self.compiled), ("from JAX's cache", self.cached)):
-            lines.append(
-                f"{what}: {counts.modules} modules with all-reduces; {counts.fused} fused with an "
-                f"epilogue; {counts.alone} replaced, sum alone; {counts.left} left"
-            )
+            lines.append(f"{what}: {counts.modules} modules with all-reduces; {counts.outcomes}")
         return "\n".join(lines)
 
 

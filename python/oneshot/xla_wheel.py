@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from oneshot import libraries
@@ -120,21 +121,21 @@ def rename(directory: Path) -> None:
     """Gives the wheel's two libraries in a directory the names of libraries.XLA_LIBRARIES."""
     for new, old in _ORIGINALS.items():
         (directory / old).rename(directory / new)
-        _rename_sonames(directory / new)
+        rename_sonames(directory / new, {old: new for new, old in _ORIGINALS.items()})
 
 
-def _rename_sonames(library: Path) -> None:
-    """Gives an ELF file, and those that it needs of XLA_LIBRARIES, their new sonames.
+def rename_sonames(library: Path, names: Mapping[str, str]) -> None:
+    """Gives an ELF file, and those that it needs, the sonames that `names` has for theirs.
 
     The linker takes a library that is loaded for another of the same soname. With its own, it
     would bind Oneshot's XLA to the one that TensorFlow has brought along, of whatever version,
     or TensorFlow to ours.
     """
     with library.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        for new, old in _ORIGINALS.items():
+        for old, new in names.items():
             # A name in the table of strings lies between zeros; more of them after it are as good.
-            wanted = b"\0%s\0" % old.encode()
-            given = b"\0%s\0" % new.encode().ljust(len(old), b"\0")
+            length = max(len(old), len(new))
+            wanted, given = (b"\0%s\0" % name.encode().ljust(length, b"\0") for name in (old, new))
             at = content.find(wanted)
             while at >= 0:
                 content[at : at + len(wanted)] = given

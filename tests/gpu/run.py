@@ -453,7 +453,7 @@ def profile(log: Log, result: Path, scratch: Path, flags: str) -> None:
     counts = Counter((event.device, event.name, event.layer) for event in fused)
     for (device, name, layer), count in sorted(counts.items()):
         log.write(f"{count} x {name} on {device}, {layer or 'layer unknown'}")
-    epilogue = f"{timeline.PREFIX}_residual_rms_norm"
+    epilogue = f"{report.CALL_PREFIX}_residual_rms_norm"
     devices = {event.device for event in fused if event.name.startswith(epilogue)}
     log.check(f"{result.name}: the epilogue, on {', '.join(sorted(devices))}", len(devices) > 1)
     if not fused:

@@ -8,13 +8,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "xla/hlo/ir/hlo_opcode.h"
-#include "xla/hlo/parser/hlo_parser.h"
+#include "xla_plugin/testing/hlo_modules.h"
 
 namespace oneshot {
 namespace {
@@ -32,7 +31,7 @@ struct Matched {
 Matched Match(const std::string& made, const std::string& rest =
                                            "ROOT y = bf16[4,8] multiply(sum, "
                                            "gains)\n") {
-  const auto module = xla::ParseAndReturnUnverifiedModule(absl::StrCat(
+  const auto module = ParseModule(absl::StrCat(
       R"(HloModule m, num_partitions=2
 
 add {
@@ -48,9 +47,7 @@ ENTRY e {
   sum = bf16[4,8] all-reduce(x), channel_id=1, replica_groups={{0,1}}, use_global_device_ids=true, to_apply=add
 )",
       made, rest, "}\n"));
-  EXPECT_TRUE(module.ok()) << module.status();
-  for (xla::HloInstruction* hlo :
-       (*module)->entry_computation()->instructions()) {
+  for (xla::HloInstruction* hlo : module->entry_computation()->instructions()) {
     if (hlo->opcode() != xla::HloOpcode::kAllReduce) continue;
     const EpilogueMatch match =
         MatchEpilogue(hlo, hlo, 0, InstructionOrder(hlo->parent()),

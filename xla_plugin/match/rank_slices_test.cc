@@ -8,18 +8,16 @@
 #include <optional>
 #include <string>
 
-#include "xla/hlo/parser/hlo_parser.h"
+#include "xla_plugin/testing/hlo_modules.h"
 
 namespace oneshot {
 namespace {
 
 std::unique_ptr<xla::HloModule> Parse(const std::string& entry) {
-  auto module = xla::ParseAndReturnUnverifiedModule(
+  return ParseModule(
       "HloModule m, num_partitions=4\n\nENTRY e {\n  id = u32[] "
       "partition-id()\n" +
       entry + "}\n");
-  EXPECT_TRUE(module.ok()) << module.status() << entry;
-  return *std::move(module);
 }
 
 std::optional<int64_t> Evaluate(const std::string& entry, int64_t partition) {

@@ -4,14 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <memory>
 #include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "xla/hlo/ir/hlo_computation.h"
 #include "xla/hlo/ir/hlo_instruction.h"
-#include "xla/hlo/parser/hlo_parser.h"
+#include "xla_plugin/testing/hlo_modules.h"
 
 namespace oneshot {
 namespace {
@@ -27,10 +26,9 @@ void ExpectKind(const std::string& type, const std::string& reducer,
       type,
       "[4] reduce(sum, zero), dimensions={1},"
       " to_apply=reducer\n}\n");
-  auto module = xla::ParseAndReturnUnverifiedModule(text);
-  ASSERT_TRUE(module.ok()) << module.status() << text;
+  const auto module = ParseModule(text);
   const xla::HloInstruction* reduce =
-      (*module)->entry_computation()->root_instruction();
+      module->entry_computation()->root_instruction();
   EXPECT_EQ(ReductionKindOf(reduce), kind) << text;
   EXPECT_EQ(ReductionKindOf(reduce->operand(0)), kind) << text;
 }

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "xla/hlo/ir/hlo_sharding.h"
-#include "xla/hlo/parser/hlo_parser.h"
+#include "xla_plugin/testing/hlo_modules.h"
 
 namespace oneshot {
 namespace {
@@ -19,7 +19,7 @@ const PartitionGroups kColumns = {{0, 2}, {1, 3}};
 
 std::unique_ptr<xla::HloModule> Parse(const std::string& entry,
                                       const std::string& before = "") {
-  const std::string text = R"(HloModule m, num_partitions=4
+  return ParseModule(R"(HloModule m, num_partitions=4
 
 add {
   a = f32[] parameter(0)
@@ -27,10 +27,7 @@ add {
   ROOT c = f32[] add(a, b)
 }
 )" + before + "\nENTRY e {\n" +
-                           entry + "}\n";
-  auto module = xla::ParseAndReturnUnverifiedModule(text);
-  EXPECT_TRUE(module.ok()) << module.status() << text;
-  return *std::move(module);
+                     entry + "}\n");
 }
 
 // Of the entry's root.

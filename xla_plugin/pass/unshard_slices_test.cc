@@ -5,12 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <memory>
 #include <string>
 
 #include "absl/strings/str_replace.h"
-#include "xla/hlo/parser/hlo_parser.h"
-#include "xla/service/hlo_verifier.h"
+#include "xla_plugin/testing/hlo_modules.h"
 
 namespace oneshot {
 namespace {
@@ -76,17 +74,13 @@ Result Unshard(
   for (const auto& [from, unused] : replacements) {
     EXPECT_NE(text.find(from), absl::string_view::npos) << from;
   }
-  auto module = xla::ParseAndReturnUnverifiedModule(
-      absl::StrReplaceAll(text, replacements));
-  EXPECT_TRUE(module.ok()) << module.status();
+  const auto module = ParseModule(absl::StrReplaceAll(text, replacements));
   UnshardSlices pass(/*has_layouts=*/false, may_absorb);
-  const auto changed = pass.Run(module->get());
+  const auto changed = pass.Run(module.get());
   EXPECT_TRUE(changed.ok()) << changed.status();
-  xla::HloVerifier verifier(/*layout_sensitive=*/false,
-                            /*allow_mixed_precision=*/true);
-  EXPECT_TRUE(verifier.Run(module->get()).ok());
-  Result result = {*changed, {}, (*module)->ToString()};
-  for (const auto* computation : (*module)->computations()) {
+  EXPECT_TRUE(Verify(module.get()).ok());
+  Result result = {*changed, {}, module->ToString()};
+  for (const auto* computation : module->computations()) {
     for (const auto* hlo : computation->instructions()) {
       ++result.count[std::string(xla::HloOpcodeString(hlo->opcode()))];
     }

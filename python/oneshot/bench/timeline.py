@@ -16,9 +16,6 @@ from typing import Any
 
 from oneshot import report
 
-PREFIX = "oneshot_all_reduce"
-"""How the names of fused calls start, of HLO instructions as of kernels; the epilogue follows."""
-
 CALLS = 3
 WIDTH, LEFT, TOP, ROW, BAR = 960, 72, 34, 44, 26
 FUSED, OTHER = "#2f6f4f", "#cbd2d9"
@@ -50,7 +47,7 @@ class Event:
     @property
     def fused(self) -> bool:
         """Whether it is one of Oneshot's."""
-        return self.name.startswith(PREFIX)
+        return self.name.startswith(report.CALL_PREFIX)
 
     @property
     def layer(self) -> str:
